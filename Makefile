@@ -1,0 +1,46 @@
+# Everything a checkout needs, from nothing: `make test` builds what it misses. See `make help`.
+PYTHON ?= python3
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lock engine postgres stop demo test lint check
+.SILENT:
+MAKEFLAGS += --no-print-directory
+
+help: ## List these targets
+	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The empty recipe keeps make from saying "Nothing to be done".
+venv: .venv/.stamp ## Create .venv with the project (editable) and its tools, at the pinned versions
+	@:
+
+.venv/.stamp: pyproject.toml constraints.txt
+	.ci/venv
+
+# Resolves every dependency anew, in a clean venv and without the present pins, and rewrites
+# constraints.txt. Run it to take newer versions in, then `make check`, then commit the file.
+lock: ## Rewrite constraints.txt with the newest versions that fit pyproject.toml
+	.ci/lock
+
+engine: venv ## Have a Docker Engine that runs containers: the one there, else one installed and started
+	.ci/engine up
+
+postgres: ## Have a throw-away PostgreSQL; prints its DATABASE_URL
+	.ci/postgres up
+
+stop: ## End and remove what `make engine` and `make postgres` started
+	.ci/postgres down
+	.ci/engine down
+
+demo: engine ## Run the demonstration
+	exec .venv/bin/python -m deployments.demo
+
+test: venv ## Run the tests; ARGS="…" goes to pytest, STRICT=1 fails where a service is missing
+	.ci/test $(if $(STRICT),--strict-parts) $(ARGS)
+
+lint: venv ## Run the formatter's check, the linters, the type checker and Django's checks
+	.ci/lint
+
+check: ## What CI runs: lint, then every test with no part left out
+	$(MAKE) lint
+	$(MAKE) test STRICT=1
