@@ -1,0 +1,1 @@
+"""Runs container jobs from a database queue on Docker Engines."""

@@ -1,0 +1,59 @@
+"""System checks: `manage.py check`, and every command's start, say what is set wrong."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.apps.config import AppConfig
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 (Django's name for it)
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from .conf import get_settings
+
+
+@register
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        settings = get_settings()
+    except ImproperlyConfigured as e:
+        return [Error(str(e), id="container_manager.E001")]
+    messages: list[CheckMessage] = []
+    if settings.SECRET_RESOLVER:
+        try:
+            import_string(settings.SECRET_RESOLVER)
+        except ImportError as e:
+            messages.append(Error(f"CONTAINER_MANAGER: SECRET_RESOLVER: {e}", id="container_manager.E002"))
+    if settings.LEASE_SECONDS < 3 * settings.DOCKER_TIMEOUT_SECONDS:
+        messages.append(
+            Warning(
+                "CONTAINER_MANAGER: LEASE_SECONDS is less than three times DOCKER_TIMEOUT_SECONDS",
+                hint="A launch with one slow call would outlive its lease and be undone.",
+                id="container_manager.W002",
+            )
+        )
+    if settings.WORK_SECONDS >= settings.POLL_INTERVAL_SECONDS:
+        messages.append(
+            Warning(
+                "CONTAINER_MANAGER: WORK_SECONDS is not less than POLL_INTERVAL_SECONDS",
+                hint="Each scheduled pass would overlap the next.",
+                id="container_manager.W003",
+            )
+        )
+    return messages
+
+
+@register
+def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    database = django_settings.DATABASES.get("default", {})
+    is_sqlite = database.get("ENGINE") == "django.db.backends.sqlite3"
+    if is_sqlite and database.get("OPTIONS", {}).get("transaction_mode") != "IMMEDIATE":
+        return [
+            Warning(
+                "The queue is on SQLite without IMMEDIATE transactions: under load it fails with 'database is locked'",
+                hint="Set DATABASES['default']['OPTIONS'] = {'transaction_mode': 'IMMEDIATE', 'timeout': 20, "
+                "'init_command': 'PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;'}",
+                id="container_manager.W001",
+            )
+        ]
+    return []

@@ -1,0 +1,132 @@
+"""The setting `CONTAINER_MANAGER = {...}` of a Django project, checked and frozen."""
+
+from functools import lru_cache
+from typing import Annotated, Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+#: Prefixes that would give a job the host, whatever else is allowed.
+_PATHS_OF_THE_HOST = ("/", "/boot", "/dev", "/etc", "/proc", "/root", "/run", "/sys", "/usr", "/var", "/var/run")
+
+
+def _bind_prefix(value: str) -> str:
+    path = "/" + value.strip("/")
+    if not value.startswith("/") or ".." in value.split("/"):
+        raise ValueError(f"{value!r} must be an absolute path without `..`")
+    if path in _PATHS_OF_THE_HOST or path.startswith(("/var/lib/docker", "/etc/", "/proc/", "/sys/", "/run/", "/dev/")):
+        raise ValueError(f"{value!r} would hand the Engine's machine to a job")
+    return path
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Deployments(BaseModel):
+    """The Prefect deployments (`flow/deployment`) that the command triggers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    queue: str = Field(default="process-queue/scheduled", pattern="^[^/]+/[^/]+$")
+    jobs: str = Field(default="process-jobs/on-demand", pattern="^[^/]+/[^/]+$")
+
+
+class Settings(BaseModel):
+    """Every key of `CONTAINER_MANAGER`; the unit is in the name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: The deployments that the command triggers: `{"queue": "flow/name", "jobs": "flow/name"}`.
+    DEPLOYMENTS: Deployments = Deployments()
+    #: int, 10. Interval of the deployment's schedule.
+    POLL_INTERVAL_SECONDS: int = Field(default=10, ge=1)
+    #: float, 8. How long a scheduled pass stays to keep the slots full; less than the interval.
+    WORK_SECONDS: float = Field(default=8, ge=0)
+    #: float, 15. How long the command waits for a worker to pick a flow run up.
+    PICKUP_SECONDS: Seconds = 15
+    #: float, 90. How long a claim is its launcher's; at least three times DOCKER_TIMEOUT_SECONDS.
+    LEASE_SECONDS: Seconds = 90
+    #: float, 20. Bound of one call to an Engine. An unknown log driver takes it 15 s to refuse.
+    DOCKER_TIMEOUT_SECONDS: Seconds = 20
+    #: int, 4. Docker calls in flight per host and process.
+    LAUNCH_THREADS: int = Field(default=4, ge=1, le=64)
+    #: float, 600. Bound of one pull.
+    PULL_SECONDS: Seconds = 600
+    #: int, 1 MiB each. How much of each of stdout and stderr is kept, from its start and its end.
+    LOG_HEAD_BYTES: int = Field(default=1024 * 1024, ge=0)
+    LOG_TAIL_BYTES: int = Field(default=1024 * 1024, ge=0)
+    #: float, 30. Bound of reading one container's logs.
+    LOG_SECONDS: Seconds = 30
+    #: str, "local". The Engine's log driver; `json-file` corrupts characters at its 16 KiB cuts.
+    LOG_DRIVER: str = "local"
+    #: float, 10. Between TERM and KILL.
+    STOP_GRACE_SECONDS: float = Field(default=10, ge=0)
+    #: float, 300. How long a host may be silent before its jobs no longer count for the others' limit, and
+    #: how long several jobs that vanish together are held before they are `lost`.
+    HOST_GRACE_SECONDS: Seconds = 300
+    #: float, 10 and 900. Wait before the first retry, doubled by each, up to the greatest.
+    RETRY_BASE_SECONDS: Seconds = 10
+    RETRY_MAX_SECONDS: Seconds = 900
+    #: tuple of str, (). Paths of the Engine's machine below which jobs may bind-mount.
+    ALLOWED_BIND_PREFIXES: tuple[Annotated[str, AfterValidator(_bind_prefix)], ...] = ()
+    #: tuple of str, () = all. Images that jobs may use: repository patterns such as `registry.example/team/*`.
+    ALLOWED_IMAGES: tuple[str, ...] = ()
+    #: tuple of str, (unix, tcp). Schemes of hosts' addresses; `ssh` can be added.
+    ALLOWED_HOST_SCHEMES: tuple[str, ...] = ("unix", "tcp")
+    #: int and float, None = no bound. The most that a job may ask for; with a bound set it is the default, too.
+    MAX_MEMORY_MIB: int | None = Field(default=None, ge=6)
+    MAX_CPUS: float | None = Field(default=None, gt=0)
+    #: int, 512. Processes in one container.
+    PIDS_LIMIT: int = Field(default=512, ge=1)
+    #: bool, False. Drop all capabilities of every container; a host can ask for it alone.
+    CAP_DROP_ALL: bool = False
+    #: dotted path of `resolve(reference: str) -> str`, None. Turns a secret's reference into its value.
+    SECRET_RESOLVER: str | None = None
+    #: int, 14 and 90. Retention of logs and of ended jobs.
+    KEEP_LOGS_DAYS: int = Field(default=14, ge=0)
+    KEEP_JOBS_DAYS: int = Field(default=90, ge=0)
+    #: float, 0 = removed at once. How long the container of a failed job is kept for a look.
+    KEEP_FAILED_CONTAINERS_SECONDS: float = Field(default=0, ge=0)
+
+
+def get_settings() -> Settings:
+    """The project's settings; `ImproperlyConfigured` names each wrong key."""
+    return _load()
+
+
+@lru_cache(maxsize=1)
+def _load() -> Settings:
+    raw = getattr(django_settings, "CONTAINER_MANAGER", {})
+    if not isinstance(raw, dict):
+        raise ImproperlyConfigured(f"CONTAINER_MANAGER must be a dict, not {type(raw).__name__}")
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as e:
+        raise ImproperlyConfigured(
+            "; ".join(f"CONTAINER_MANAGER: {problem}" for problem in describe_problems(e))
+        ) from e
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    if setting == "CONTAINER_MANAGER":
+        _load.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="container_manager.conf")
+
+
+def describe_problems(error: ValidationError) -> list[str]:
+    """A sentence per problem, the field first. A wrong value is not repeated: it may be a secret."""
+    return [
+        f"{'.'.join(map(str, problem['loc']))}: {message_of(problem['msg'])}"
+        if problem["loc"]
+        else message_of(problem["msg"])
+        for problem in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def message_of(message: str) -> str:
+    """pydantic's message without the prefix that it gives to our own."""
+    return message.removeprefix("Value error, ")
