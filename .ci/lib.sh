@@ -44,7 +44,7 @@ wait_until() {
 # is_running PIDFILE PROGRAM. A zombie has no program any more, though it counts as alive for kill -0.
 is_running() {
     local pid
-    { read -r pid <"$1"; } 2>/dev/null && [[ -n $pid && $(readlink "/proc/$pid/exe") == */"$2"* ]]
+    pid=$(head -n 1 "$1" 2>/dev/null) && [[ -n $pid && $(readlink "/proc/$pid/exe") == */"$2"* ]]
 }
 
 apt_install() {
@@ -53,6 +53,20 @@ apt_install() {
     "${APT[@]}" install --no-install-recommends "$@" </dev/null >"$log" 2>&1 9>&- && return
     with_log "$log" "${APT[@]}" update
     with_log "$log" "${APT[@]}" install --no-install-recommends "$@"
+}
+
+# Sees to PYTHON, and that it can make a venv.
+need_python() {
+    local found package
+    PYTHON=${PYTHON:-python3}
+    found=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || found=missing
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "Python 3.11 or newer is needed, but $PYTHON is $found; name another in PYTHON"
+    # Debian keeps what `venv` needs in a package of its own.
+    "$PYTHON" -c 'import ensurepip' 2>/dev/null && return
+    package=python$found-venv
+    can_apt || fail "$PYTHON cannot make a venv: it has no ensurepip (on Debian and Ubuntu, install $package)"
+    apt_install "$package"
 }
 
 # One at a time of each script. What stays behind in the background must not keep the lock: start it with 9>&-.
