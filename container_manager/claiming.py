@@ -1,0 +1,203 @@
+"""To claim is to write: which jobs start next, decided and marked in one short transaction."""
+
+import logging
+import random
+import time
+from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from django.db import OperationalError, connection, transaction
+from django.db.models import Case, F, Value, When
+
+from .capacity import Capacity, measure
+from .conf import get_settings
+from .exceptions import DatabaseBusy
+from .leases import Lease, holder
+from .models import ContainerJob, Installation, Status
+from .transitions import from_now, locked, move_many
+
+logger = logging.getLogger(__name__)
+
+#: Rows per transaction of a promotion: a longer one would hold up bulk cancels.
+PROMOTE_CHUNK = 5000
+#: seconds; for the claim's lock. The claim behind it takes milliseconds.
+LOCK_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Jobs that are this process's to launch until the lease is over, first one first."""
+
+    jobs: list[ContainerJob] = field(default_factory=list)
+    lease: Lease | None = None
+    #: Why no more were claimed; empty if no more were ready.
+    limit: str = ""
+
+
+class _Candidate(NamedTuple):
+    """Sorts as the claim order."""
+
+    minus_priority: int
+    queued_at: Any
+    pk: int
+    pinned_host_id: int | None
+
+
+def promote_due(until: float) -> int:
+    """Move scheduled jobs that are due to `queued`, in chunks, until `until` (monotonic); how many."""
+    promoted = 0
+    while True:
+        due = list(
+            ContainerJob.objects.due().order_by("scheduled_for", "pk").values_list("pk", flat=True)[:PROMOTE_CHUNK]
+        )
+        if due:
+            with transaction.atomic():
+                promoted += move_many(locked(due, Status.SCHEDULED, skip=True), Status.SCHEDULED, Status.QUEUED)
+        if len(due) < PROMOTE_CHUNK or time.monotonic() >= until:
+            return promoted
+
+
+def claim(
+    max_concurrent: int,
+    reachable: AbstractSet[int],
+    *,
+    limit: int | None = None,
+    only: Collection[int] | None = None,
+    timeout: float = 30,
+) -> Claim:
+    """Claim as many jobs as may start, at most `limit`, on the `reachable` hosts (ids), `only` those if given.
+
+    A lock that another holds is waited for and asked for again until `timeout` seconds are over, then
+    `DatabaseBusy` is raised.
+    """
+    until = time.monotonic() + timeout
+    Installation.load()
+    while True:
+        try:
+            with _transaction(min(LOCK_SECONDS, max(0.05, until - time.monotonic()))):
+                return _claim_once(max_concurrent, reachable, limit, only)
+        except OperationalError as e:
+            if not _is_busy(e):
+                raise
+            if time.monotonic() >= until:
+                raise DatabaseBusy(f"the queue's lock was not free within {timeout:g} s") from e
+        time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (so that those who collided don't again)
+
+
+def ready_jobs(limit: int | None = None) -> list[ContainerJob]:
+    """What claims would take next, in their order, due scheduled jobs included. Reads only."""
+    queued = ContainerJob.objects.queued().in_claim_order()
+    due = ContainerJob.objects.due().order_by("-priority", "scheduled_for", "pk")
+    jobs = [*queued[:limit], *due[:limit]]
+    jobs.sort(key=lambda job: (-job.priority, job.queued_at or job.scheduled_for, job.pk))
+    return jobs[:limit]
+
+
+def _claim_once(
+    max_concurrent: int, reachable: AbstractSet[int], limit: int | None, only: Collection[int] | None
+) -> Claim:
+    # Lock, count, pick: three statements. One that does all would count rows as they were before the lock.
+    installation = Installation.objects.select_for_update(no_key=True).get(pk=1)
+    capacity = measure(max_concurrent, installation.tag_limits, reachable)
+    if capacity.is_full:
+        return Claim(limit=capacity.limit)
+    slots = capacity.slots if limit is None else min(capacity.slots, limit)
+    candidates = _candidates(capacity, slots, only)
+    dealt = _deal(candidates, capacity, slots)
+    if not dealt:
+        return Claim()
+    lease_seconds = get_settings().LEASE_SECONDS
+    lease = Lease.begin(lease_seconds)
+    taken = locked(dealt, Status.QUEUED, skip=True)
+    move_many(
+        taken,
+        Status.QUEUED,
+        Status.LAUNCHING,
+        slot_host=Case(*(When(pk=pk, then=Value(dealt[pk])) for pk in taken)) if taken else None,
+        attempt=F("attempt") + 1,
+        claim_token=lease.token,
+        claimed_by=holder(),
+        claimed_until=from_now(lease_seconds),
+    )
+    jobs = ContainerJob.objects.filter(pk__in=taken, claim_token=lease.token).in_claim_order()
+    is_bound = len(candidates) > len(dealt) and len(dealt) == capacity.slots
+    return Claim(jobs=list(jobs), lease=lease, limit=capacity.binding if is_bound else "")
+
+
+def _candidates(capacity: Capacity, slots: int, only: Collection[int] | None) -> list[_Candidate]:
+    """The next jobs of each host with free slots, and the next that may run anywhere; one more than fit.
+
+    An arm each, because each reads one end of its own index; a condition that joins them would walk past
+    every job that is pinned to a full host.
+    """
+    table = ContainerJob._meta.db_table
+    among, ids = "", []
+    if only is not None:
+        among = f" AND id IN ({', '.join(['%s'] * len(only))})" if only else " AND 1 = 0"
+        ids = list(only)
+    arm = (
+        "SELECT * FROM (SELECT -priority, queued_at, id, pinned_host_id FROM {table}"
+        " WHERE status = 'queued' AND pinned_host_id {host}{among}"
+        " ORDER BY priority DESC, queued_at, id LIMIT %s) AS arm"
+    )
+    statements = [arm.format(table=table, host="IS NULL", among=among)]
+    parameters: list[Any] = [*ids, slots + 1]
+    for host_id, free in capacity.free.items():
+        statements.append(arm.format(table=table, host="= %s", among=among))
+        parameters += [host_id, *ids, min(free, slots) + 1]
+    with connection.cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(statements), parameters)
+        return sorted(_Candidate(*row) for row in cursor.fetchall())
+
+
+def _deal(candidates: Iterable[_Candidate], capacity: Capacity, slots: int) -> dict[int, int]:
+    """job id -> host id. A job that may run anywhere goes where most is free."""
+    free = dict(capacity.free)
+    dealt: dict[int, int] = {}
+    for job in candidates:
+        if len(dealt) == slots:
+            break
+        host_id = job.pinned_host_id or max(free, key=lambda pk: (free[pk], -pk))
+        if free[host_id] > 0:
+            free[host_id] -= 1
+            dealt[job.pk] = host_id
+    return dealt
+
+
+@contextmanager
+def _transaction(lock_seconds: float) -> Iterator[None]:
+    """A transaction in which no lock is waited for longer."""
+    milliseconds = int(lock_seconds * 1000)
+    if connection.vendor == "postgresql":
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{milliseconds}ms"])
+            yield
+        return
+    if connection.vendor != "sqlite" or connection.in_atomic_block:
+        with transaction.atomic():
+            yield
+        return
+    usual = int(connection.settings_dict["OPTIONS"].get("timeout", 5) * 1000)
+    # It is asked for at BEGIN already.
+    _set_busy_timeout(milliseconds)
+    try:
+        with transaction.atomic():
+            yield
+    finally:
+        _set_busy_timeout(usual)
+
+
+def _set_busy_timeout(milliseconds: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"PRAGMA busy_timeout = {milliseconds:d}")
+
+
+def _is_busy(error: OperationalError) -> bool:
+    cause = error.__cause__
+    if getattr(cause, "sqlstate", None) == "55P03":
+        return True
+    # The low byte is the primary code: 5 SQLITE_BUSY, 6 SQLITE_LOCKED.
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in (5, 6)

@@ -1,0 +1,152 @@
+"""The hosts that this process can reach. Connections, threads and the breaker live here, in memory."""
+
+import logging
+import os
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from django.core.exceptions import ValidationError
+from django.db.models.functions import Now
+
+from .conf import get_settings
+from .engine import Engine, MakeEngine
+from .exceptions import EngineError, EngineReplaced, HostMisconfigured
+from .models import DockerHost
+from .policy import describe, validate_address
+from .transitions import from_now
+from .types import EngineAddress
+
+logger = logging.getLogger(__name__)
+
+#: seconds; all hosts are asked at once, so that any number of dead ones costs a round this much at most.
+PROBE_SECONDS = 5
+#: seconds; how old `last_seen_at` may get before it is written again.
+_SEEN_SECONDS = 5
+
+
+@dataclass
+class HostConnection:
+    """One host as this process knows it: its Engine, and the few threads that may talk to it."""
+
+    host: DockerHost
+    engine: Engine
+    executor: ThreadPoolExecutor
+    address: EngineAddress
+    #: Set by the first call that does not get through; the host is left alone until the next round asks again.
+    has_failed: bool = False
+    _probe: "Future[str] | None" = field(default=None, repr=False)
+    _probed_at: float = 0.0
+
+    def probe(self) -> "Future[str]":
+        """The answer to `identify` that is under way; a host that hangs is not asked a second time meanwhile."""
+        if self._probe is None:
+            self._probe = Future()
+            self._probed_at = time.monotonic()
+            # A thread of its own: those of the pool may all hang in calls to this very host.
+            threading.Thread(target=self._identify, args=(self._probe,), daemon=True).start()
+        return self._probe
+
+    def _identify(self, answer: "Future[str]") -> None:
+        try:
+            engine_id = self.engine.identify()
+        except EngineError as e:
+            answer.set_exception(e)
+        else:
+            answer.set_result(engine_id)
+
+    @property
+    def is_overdue(self) -> bool:
+        """A probe of an earlier round has not been answered."""
+        return self._probe is not None and time.monotonic() - self._probed_at > PROBE_SECONDS
+
+    def take_answer(self) -> "Future[str]":
+        answer = self.probe()
+        self._probe = None
+        return answer
+
+
+class Hosts:
+    """Keeps a connection per host for the life of the process."""
+
+    def __init__(self, make_engine: MakeEngine) -> None:
+        self._make_engine = make_engine
+        self._connections: dict[int, HostConnection] = {}
+        self._pid = os.getpid()
+
+    def reach(self) -> tuple[dict[int, HostConnection], list[str]]:
+        """The hosts in use that answer with the id they are known by, and a sentence per host that does not."""
+        if self._pid != os.getpid():
+            # Sockets and threads of the parent are no use after a fork.
+            self._connections, self._pid = {}, os.getpid()
+        asked: list[HostConnection] = []
+        problems: list[str] = []
+        for host in DockerHost.objects.in_use():
+            try:
+                asked.append(self._connect(host))
+            except HostMisconfigured as e:
+                problems.append(_note_down(host, e))
+        wait(
+            [connection.probe() for connection in asked if not connection.is_overdue],
+            timeout=PROBE_SECONDS,
+        )
+        reached: dict[int, HostConnection] = {}
+        for connection in asked:
+            try:
+                _confirm(connection)
+            except EngineError as e:
+                connection.has_failed = True
+                problems.append(_note_down(connection.host, e))
+            else:
+                connection.has_failed = False
+                reached[connection.host.pk] = connection
+        _note_seen([connection.host for connection in reached.values()])
+        return reached, problems
+
+    def _connect(self, host: DockerHost) -> HostConnection:
+        try:
+            validate_address(host.address)
+        except ValidationError as e:
+            raise HostMisconfigured(describe(e)) from e
+        known = self._connections.get(host.pk)
+        if known is None or known.address != host.address:
+            settings = get_settings()
+            known = HostConnection(
+                host=host,
+                engine=self._make_engine(host.address, settings.DOCKER_TIMEOUT_SECONDS),
+                executor=ThreadPoolExecutor(settings.LAUNCH_THREADS, thread_name_prefix=f"host-{host.name}"),
+                address=host.address,
+            )
+            self._connections[host.pk] = known
+        known.host = host
+        return known
+
+
+def _confirm(connection: HostConnection) -> None:
+    host = connection.host
+    if not connection.probe().done():
+        raise EngineError(f"no answer within {PROBE_SECONDS} s")
+    engine_id = connection.take_answer().result()
+    if not host.engine_id:
+        DockerHost.objects.filter(pk=host.pk, engine_id="").update(engine_id=engine_id)
+        host.engine_id = engine_id
+    if host.engine_id != engine_id:
+        raise EngineReplaced(
+            f"another Engine answers at this address ({engine_id}, not {host.engine_id}); empty the host's engine id "
+            "to accept it"
+        )
+
+
+def _note_seen(hosts: list[DockerHost]) -> None:
+    # One statement, and none while what it would write is fresh: many passes look at the same hosts.
+    DockerHost.objects.filter(pk__in=[host.pk for host in hosts]).exclude(
+        last_seen_at__gt=from_now(-_SEEN_SECONDS), last_error=""
+    ).update(last_seen_at=Now(), last_error="")
+
+
+def _note_down(host: DockerHost, error: EngineError) -> str:
+    if host.last_error != str(error):
+        logger.warning("host %s: %s", host.name, error, extra={"host": host.name})
+    DockerHost.objects.filter(pk=host.pk).update(last_down_at=Now(), last_error=str(error))
+    return f"host {host.name}: {error}"

@@ -1,0 +1,23 @@
+"""Whether the work of this context was asked to stop. Never a flow's parameter, never a global."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_asked: ContextVar[Callable[[], bool]] = ContextVar("container_manager_shutdown", default=lambda: False)
+
+
+def is_stopping() -> bool:
+    """True: start nothing new, finish what was begun."""
+    return _asked.get()()
+
+
+@contextmanager
+def stopping_when(asked: Callable[[], bool]) -> Iterator[None]:
+    """Within, `is_stopping` also asks `asked`, which must be quick and callable from any thread."""
+    outer = _asked.get()
+    token = _asked.set(lambda: outer() or asked())
+    try:
+        yield
+    finally:
+        _asked.reset(token)

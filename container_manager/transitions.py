@@ -1,0 +1,156 @@
+"""The table of moves and the one mover: nothing else writes a job's status."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import DateTimeField, DurationField, ExpressionWrapper, F, Value
+from django.db.models.expressions import Combinable
+from django.db.models.functions import Now
+
+from .exceptions import InvalidTransition
+from .models import ALIVE, ENDED, LEASED, ContainerJob, Status
+
+MOVES: dict[Status, frozenset[Status]] = {
+    source: frozenset(targets)
+    for source, targets in {
+        Status.PENDING: (Status.QUEUED, Status.SCHEDULED, Status.CANCELLED),
+        Status.SCHEDULED: (Status.QUEUED, Status.PENDING, Status.CANCELLED),
+        Status.QUEUED: (Status.LAUNCHING, Status.SCHEDULED, Status.PENDING, Status.CANCELLED),
+        Status.LAUNCHING: (Status.STARTING, Status.QUEUED, Status.SCHEDULED, Status.FAILED, Status.CANCELLED),
+        Status.STARTING: (Status.RUNNING, Status.RECOVERING, Status.FAILED),
+        Status.RECOVERING: (Status.QUEUED, Status.SCHEDULED, Status.RUNNING, Status.FAILED, Status.CANCELLED),
+        Status.RUNNING: (Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.SCHEDULED),
+        Status.COMPLETED: (Status.QUEUED, Status.SCHEDULED),
+        Status.FAILED: (Status.QUEUED, Status.SCHEDULED),
+        Status.CANCELLED: (Status.QUEUED, Status.SCHEDULED),
+    }.items()
+}
+
+#: A cancelled job must not come back through one of these. `running` is not among them: a container that
+#: runs is recorded as such, and then stopped.
+_NOT_IF_CANCELLED = (Status.STARTING, Status.QUEUED, Status.SCHEDULED)
+
+#: What one try leaves on the row, with the value it begins with.
+_OF_ONE_TRY: dict[str, Any] = {
+    "container_id": None,
+    "launched_at": None,
+    "finished_at": None,
+    "deadline_at": None,
+    "exit_code": None,
+    "oom_killed": False,
+    "reason": "",
+    "stop_requested_at": None,
+    "stop_reason": "",
+    "missing_at": None,
+}
+#: What an explicit retry clears besides: the job begins anew.
+_OF_ALL_TRIES: dict[str, Any] = {
+    "cancel_requested_at": None,
+    "last_error": "",
+    "retry_count": 0,
+    "launch_tries": 0,
+    "pulled_at": None,
+    "pull_error": "",
+}
+
+
+def can_move(source: str, to: Status) -> bool:
+    return to in MOVES[Status(source)]
+
+
+def from_now(seconds: float) -> "ExpressionWrapper[Any]":
+    """A time by the database's clock, the only one that all processes share."""
+    return ExpressionWrapper(
+        Now() + Value(timedelta(seconds=seconds), output_field=DurationField()), output_field=DateTimeField()
+    )
+
+
+def move(job: ContainerJob, to: Status, **fields: Any) -> bool:
+    """Compare-and-set: move the job, unless its row is no longer what `job` says. False means that it lost.
+
+    `fields` are written with it. What the database computes is read again at its next use.
+    Raises `InvalidTransition` if the table has no such move.
+    """
+    source = Status(job.status)
+    _check(source, to)
+    row = ContainerJob.objects.filter(pk=job.pk, status=source, attempt=job.attempt, claim_token=job.claim_token)
+    if _minds_cancellation(source, to):
+        row = row.filter(cancel_requested_at__isnull=True)
+    changes = _changes(source, to) | fields
+    if not row.update(**changes):
+        return False
+    show(job, changes)
+    return True
+
+
+def move_many(job_ids: Iterable[int], source: Status, to: Status, **fields: Any) -> int:
+    """Move those of the jobs that are still in `source`; how many. Their rows must be `locked`."""
+    _check(source, to)
+    rows = ContainerJob.objects.filter(pk__in=list(job_ids), status=source)
+    if _minds_cancellation(source, to):
+        rows = rows.filter(cancel_requested_at__isnull=True)
+    moved: int = rows.update(**_changes(source, to) | fields)
+    return moved
+
+
+def amend(job: ContainerJob, **fields: Any) -> bool:
+    """Compare-and-set of fields that leaves the status as it is. False means that the row has moved on."""
+    row = ContainerJob.objects.filter(pk=job.pk, status=job.status, attempt=job.attempt, claim_token=job.claim_token)
+    changes = fields | {"updated_at": Now()}
+    if not row.update(**changes):
+        return False
+    show(job, changes)
+    return True
+
+
+def locked(job_ids: Iterable[int], source: Status, *, skip: bool = False) -> list[int]:
+    """Lock the rows that are in `source`, in ascending order, which is what keeps writers from deadlock.
+
+    With `skip` those that another holds are left out. On SQLite the transaction has the only lock there is.
+    """
+    rows = ContainerJob.objects.select_for_update(no_key=True, skip_locked=skip)
+    return list(rows.filter(pk__in=list(job_ids), status=source).order_by("pk").values_list("pk", flat=True))
+
+
+def show(job: ContainerJob, changes: dict[str, Any]) -> None:
+    """Let the object say what its row says now. What only the database knows is loaded at its next use."""
+    for name, value in changes.items():
+        if isinstance(value, Combinable):
+            job.__dict__.pop(name, None)
+        else:
+            setattr(job, name, value)
+
+
+def _check(source: Status, to: Status) -> None:
+    if to not in MOVES[source]:
+        allowed = ", ".join(sorted(MOVES[source]))
+        raise InvalidTransition(f"a job that is {source} can't become {to}, only {allowed}")
+
+
+def _minds_cancellation(source: Status, to: Status) -> bool:
+    return to in _NOT_IF_CANCELLED and source not in ENDED
+
+
+def _changes(source: Status, to: Status) -> dict[str, Any]:
+    changes: dict[str, Any] = {"status": to, "updated_at": Now()}
+    if to not in ALIVE:
+        changes |= {"slot_host": None, "claim_token": ""}
+    if to not in LEASED:
+        changes |= {"claimed_by": "", "claimed_until": None}
+    if to in (Status.QUEUED, Status.SCHEDULED, Status.PENDING):
+        changes |= _OF_ONE_TRY
+        if source in ENDED:
+            changes |= _OF_ALL_TRIES
+    if to == Status.QUEUED:
+        changes |= {"scheduled_for": None}
+        if source == Status.SCHEDULED:
+            changes["queued_at"] = F("scheduled_for")
+        elif source not in ALIVE:
+            # One that was handed back keeps its place.
+            changes["queued_at"] = Now()
+    elif to in (Status.SCHEDULED, Status.PENDING):
+        changes |= {"queued_at": None, "scheduled_for": None}
+    elif to in ENDED:
+        changes |= {"finished_at": Now(), "scheduled_for": None}
+    return changes
