@@ -78,6 +78,17 @@ def import_image(arguments: argparse.Namespace) -> None:
             raise ProbeError(error)
 
 
+def explain(error: BaseException) -> str:
+    """The operating system's own words where there are some: requests wraps them in four layers of others."""
+    text = str(error)
+    cause = error.__cause__ or error.__context__
+    while cause:
+        if isinstance(cause, OSError) and cause.strerror:
+            text = cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(text.split())
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -102,7 +113,7 @@ def main() -> int:
     try:
         arguments.action(arguments)
     except (ProbeError, DockerException, OSError) as error:  # an OSError is what requests raises, too
-        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        sys.stderr.write(f"{explain(error)}\n")
         return 1
     return 0
 
