@@ -9,7 +9,7 @@ from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 
 from .exceptions import InvalidTransition
-from .models import ALIVE, ENDED, LEASED, ContainerJob, Status
+from .models import ALIVE, ENDED, LEASED, ContainerJob, ContainerJobQuerySet, Status
 
 MOVES: dict[Status, frozenset[Status]] = {
     source: frozenset(targets)
@@ -74,7 +74,7 @@ def move(job: ContainerJob, to: Status, **fields: Any) -> bool:
     """
     source = Status(job.status)
     _check(source, to)
-    row = ContainerJob.objects.filter(pk=job.pk, status=source, attempt=job.attempt, claim_token=job.claim_token)
+    row = _unchanged(job)
     if _minds_cancellation(source, to):
         row = row.filter(cancel_requested_at__isnull=True)
     changes = _changes(source, to) | fields
@@ -94,9 +94,14 @@ def move_many(job_ids: Iterable[int], source: Status, to: Status, **fields: Any)
     return moved
 
 
-def amend(job: ContainerJob, **fields: Any) -> bool:
-    """Compare-and-set of fields that leaves the status as it is. False means that the row has moved on."""
-    row = ContainerJob.objects.filter(pk=job.pk, status=job.status, attempt=job.attempt, claim_token=job.claim_token)
+def amend(job: ContainerJob, *, if_null: str = "", **fields: Any) -> bool:
+    """Compare-and-set of fields that leaves the status as it is. False means that the row has moved on.
+
+    With `if_null` it also loses if that field has a value by now.
+    """
+    row = _unchanged(job)
+    if if_null:
+        row = row.filter(**{f"{if_null}__isnull": True})
     changes = fields | {"updated_at": Now()}
     if not row.update(**changes):
         return False
@@ -120,6 +125,10 @@ def show(job: ContainerJob, changes: dict[str, Any]) -> None:
             job.__dict__.pop(name, None)
         else:
             setattr(job, name, value)
+
+
+def _unchanged(job: ContainerJob) -> ContainerJobQuerySet:
+    return ContainerJob.objects.filter(pk=job.pk, status=job.status, attempt=job.attempt, claim_token=job.claim_token)
 
 
 def _check(source: Status, to: Status) -> None:

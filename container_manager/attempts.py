@@ -1,0 +1,133 @@
+"""How an attempt ends: the row moves on, and what happened is written down beside it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import transaction
+
+from .conf import get_settings
+from .engine import Engine
+from .exceptions import ContainerGone, ContainerRunning
+from .models import ContainerJob, DockerHost, JobAttempt, Reason, Status
+from .retry import RetryPolicy
+from .steps import Call, Steps
+from .transitions import from_now, move
+from .types import Observation
+
+#: Claims in a row that a job may be handed back uncharged; then each costs a retry, so that a job that
+#: kills whoever launches it comes to an end.
+MAX_LAUNCH_TRIES = 5
+
+#: Puts a check of the lease right before a call.
+Guard = Callable[[Call], Call]
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """What is known of an attempt when it ends. `error` is a sentence for people, without secrets."""
+
+    reason: Reason
+    error: str = ""
+    observation: Observation | None = None
+    stdout: str = ""
+    stderr: str = ""
+
+
+def end_attempt(job: ContainerJob, to: Status, host: DockerHost, record: AttemptRecord, **fields: Any) -> bool:
+    """Move the job and write its attempt, both or neither. False: the row belongs to another by now."""
+    seen = record.observation
+    attempt = JobAttempt(
+        job=job,
+        number=job.attempt,
+        host=host,
+        host_name=host.name,
+        container_id=job.container_id or (seen.container_id if seen else ""),
+        image_digest=seen.image_digest if seen else "",
+        flow_run_id=job.flow_run_id,
+        started_at=seen.started_at if seen else None,
+        finished_at=seen.finished_at if seen else None,
+        exit_code=seen.exit_code if seen else None,
+        oom_killed=seen.oom_killed if seen else False,
+        reason=record.reason,
+        error=record.error,
+        stdout=record.stdout,
+        stderr=record.stderr,
+    )
+    outcome: dict[str, Any] = {"last_error": record.error}
+    if to != Status.SCHEDULED:
+        outcome |= {"reason": record.reason, "exit_code": attempt.exit_code, "oom_killed": attempt.oom_killed}
+    with transaction.atomic():
+        if not move(job, to, **outcome | fields):
+            return False
+        attempt.save(force_insert=True)
+    return True
+
+
+def retry_or_fail(job: ContainerJob, host: DockerHost, record: AttemptRecord) -> Status | None:
+    """Charge a try: `scheduled` with backoff while retries are left, else `failed`; None: it lost the row."""
+    if job.retry_count >= job.max_retries:
+        return Status.FAILED if end_attempt(job, Status.FAILED, host, record) else None
+    settings = get_settings()
+    policy = RetryPolicy(settings.RETRY_BASE_SECONDS, settings.RETRY_MAX_SECONDS)
+    is_scheduled = end_attempt(
+        job,
+        Status.SCHEDULED,
+        host,
+        record,
+        scheduled_for=from_now(policy.delay_seconds(job.retry_count)),
+        retry_count=job.retry_count + 1,
+        launch_tries=0,
+        pulled_at=None,
+        pull_error="",
+    )
+    return Status.SCHEDULED if is_scheduled else cancel_if_asked(job, host, record.observation)
+
+
+def hand_back(
+    job: ContainerJob, host: DockerHost, why: str, *, is_counted: bool = True, delay_seconds: float | None = None
+) -> Status | None:
+    """Give an unstarted job back to the queue, uncharged, or to `scheduled` if it is to wait.
+
+    Counted ones come to an end after MAX_LAUNCH_TRIES. None: it lost the row.
+    """
+    tries = job.launch_tries + is_counted
+    if tries > MAX_LAUNCH_TRIES:
+        error = f"{why}; launched {MAX_LAUNCH_TRIES} times in a row without a start"
+        return retry_or_fail(job, host, AttemptRecord(Reason.LAUNCH, error))
+    fields: dict[str, Any] = {"launch_tries": tries, "last_error": why}
+    to = Status.QUEUED
+    if delay_seconds is not None:
+        to = Status.SCHEDULED
+        fields["scheduled_for"] = from_now(delay_seconds)
+    return to if move(job, to, **fields) else cancel_if_asked(job, host)
+
+
+def cancel_if_asked(job: ContainerJob, host: DockerHost, observation: Observation | None = None) -> Status | None:
+    """After a lost move: end the job as cancelled if that is why it lost. Its container must be gone or ended."""
+    if not is_cancel_requested(job):
+        return None
+    record = AttemptRecord(Reason.CANCELLED, "cancelled before it started", observation)
+    return Status.CANCELLED if end_attempt(job, Status.CANCELLED, host, record) else None
+
+
+def is_cancel_requested(job: ContainerJob) -> bool:
+    return ContainerJob.objects.filter(
+        pk=job.pk, attempt=job.attempt, claim_token=job.claim_token, cancel_requested_at__isnull=False
+    ).exists()
+
+
+def discard_unstarted(engine: Engine, container_id: str, guard: Guard) -> Steps[Observation | None]:
+    """Remove a container that never ran. The observation if it ran after all; None if it is gone."""
+    try:
+        seen = yield lambda: engine.inspect(container_id)
+    except ContainerGone:
+        return None
+    if seen.has_run:
+        return seen  # type: ignore[no-any-return]
+    try:
+        yield guard(lambda: engine.remove(container_id))
+    except ContainerRunning:
+        # It started between the look and the removal; whoever started it is late, but it runs.
+        return (yield lambda: engine.inspect(container_id))  # type: ignore[no-any-return]
+    return None

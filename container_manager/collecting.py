@@ -1,0 +1,75 @@
+"""Leftovers: containers of attempts that are over. Only what never runs again is removed; the rest is reported."""
+
+import logging
+from functools import partial
+
+from .conf import get_settings
+from .engine import container_name
+from .exceptions import EngineError
+from .hosts import HostConnection
+from .models import ALIVE, ContainerJob, Status
+from .observing import View
+from .steps import Steps, drive
+from .transitions import from_now
+from .types import ContainerSummary
+
+logger = logging.getLogger(__name__)
+
+_NOT_RUNNING = ("created", "exited", "dead")
+
+
+def collect(view: View, instance_id: str) -> list[str]:
+    """Remove what attempts that are over have left; what a person should look at, a sentence each."""
+    strays = [
+        (container, host.connection)
+        for host in view.hosts
+        for container in _unclaimed(host.containers, {job.row.container_id for job in host.jobs})
+    ]
+    if not strays:
+        return []
+    # Read after the lists: a job that was launched meanwhile is known by now.
+    job_ids = {container.job_id for container, _ in strays if container.job_id is not None}
+    rows = {row.pk: row for row in ContainerJob.objects.filter(pk__in=job_ids)}
+    kept = _kept(set(rows))
+    procedures = []
+    anomalies = []
+    for container, connection in strays:
+        row = rows.get(container.job_id or 0)
+        if row is None:
+            anomalies.append(_says(container, connection, "belongs to no job of this database"))
+        elif row.status in ALIVE and row.attempt == container.attempt:
+            continue
+        elif container.name != container_name(instance_id, row.pk, container.attempt or 0):
+            anomalies.append(_says(container, connection, f"says that it is of job {row.pk}, but its name does not"))
+        elif container.state not in _NOT_RUNNING:
+            anomalies.append(_says(container, connection, f"is {container.state}, but its attempt is over"))
+        elif container.id not in kept:
+            procedures.append((_remove(container, connection), connection.executor))
+    for _ in drive(procedures):
+        pass
+    return anomalies
+
+
+def _unclaimed(containers: dict[str, ContainerSummary], claimed: set[str | None]) -> list[ContainerSummary]:
+    return [container for container in containers.values() if container.id not in claimed]
+
+
+def _kept(job_ids: set[int]) -> set[str | None]:
+    """Containers of failed jobs that are kept for a look."""
+    seconds = get_settings().KEEP_FAILED_CONTAINERS_SECONDS
+    if not seconds:
+        return set()
+    rows = ContainerJob.objects.filter(pk__in=job_ids, status=Status.FAILED, finished_at__gt=from_now(-seconds))
+    return set(rows.order_by().values_list("container_id", flat=True))
+
+
+def _remove(container: ContainerSummary, connection: HostConnection) -> Steps[None]:
+    try:
+        yield partial(connection.engine.remove, container.id)
+    except EngineError as e:
+        # A later pass tries again.
+        logger.info("container %s: not removed yet: %s", container.name, e)
+
+
+def _says(container: ContainerSummary, connection: HostConnection, what: str) -> str:
+    return f"host {connection.host.name}: container {container.name} {what}; left as it is"

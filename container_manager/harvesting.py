@@ -1,0 +1,205 @@
+"""To harvest: what an ended container left is read, written down, and only then removed."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+
+from django.db.models.functions import Now
+
+from .attempts import AttemptRecord, end_attempt, retry_or_fail
+from .conf import get_settings
+from .engine import Stream
+from .exceptions import ContainerGone, EngineError, HostMisconfigured, HostUnavailable
+from .hosts import HostConnection
+from .logs import BoundedLog
+from .models import ContainerJob, Reason, Status
+from .observing import ObservedJob, View
+from .steps import Steps, drive
+from .transitions import amend
+from .types import EndedJob, Observation
+
+logger = logging.getLogger(__name__)
+
+#: Running jobs of one host whose containers vanish at once: rather its data root was changed than each removed.
+HELD_TOGETHER = 3
+#: What a container shows that ended with its Engine: killed, told to stop, or its exit lost.
+_ENDED_FROM_OUTSIDE = (137, 143, 255)
+_HINTS = {126: ": its command is not executable", 127: ": its command was not found"}
+_KNOWN_STATES = ("running", "exited", "dead", "removing")
+
+
+@dataclass(frozen=True)
+class _Gone:
+    """A job whose container the Engine does not have any more, confirmed by a look at its id."""
+
+    job: ObservedJob
+    connection: HostConnection
+
+
+_Outcome = EndedJob | _Gone | None
+
+
+def harvest(view: View, named_ids: Collection[str] = ()) -> tuple[list[EndedJob], list[str]]:
+    """Harvest what has ended, by the list or by `named_ids`: containers that events named, which the list lags.
+
+    Returns the jobs whose attempts ended, and what a person should look at.
+    """
+    ended: list[EndedJob] = []
+    anomalies: list[str] = []
+    procedures: list[tuple[Steps[_Outcome], HostConnection]] = []
+    for host in view.hosts:
+        for job in host.jobs:
+            if job.row.status != Status.RUNNING:
+                continue
+            container = host.containers.get(job.row.container_id or "")
+            if container is None or container.has_ended or container.id in named_ids:
+                procedures.append((_harvest(job, host.connection), host.connection))
+            elif container.state not in _KNOWN_STATES:
+                anomalies.append(f"job {job.row.pk}: its container is {container.state}; left as it is")
+    gone: dict[int, list[_Gone]] = {}
+    for outcome in drive((steps, connection.executor) for steps, connection in procedures):
+        if isinstance(outcome, EndedJob):
+            ended.append(outcome)
+        elif outcome is not None:
+            gone.setdefault(outcome.connection.host.pk, []).append(outcome)
+    for missing in gone.values():
+        more_ended, held = _judge_missing(missing)
+        ended += more_ended
+        anomalies += held
+    return ended, anomalies
+
+
+def _harvest(observed: ObservedJob, connection: HostConnection) -> Steps[_Outcome]:
+    job, engine = observed.row, connection.engine
+    container_id = job.container_id or ""
+    try:
+        seen: Observation = yield partial(engine.inspect, container_id)
+        if not seen.has_ended:
+            if job.missing_at is not None:
+                amend(job, missing_at=None)
+            return None
+        stdout = yield from _read(connection, container_id, "stdout")
+        stderr = yield from _read(connection, container_id, "stderr")
+    except ContainerGone:
+        return _Gone(observed, connection)
+    except EngineError as e:
+        connection.has_failed = isinstance(e, HostUnavailable | HostMisconfigured)
+        logger.warning("job %s: not harvested yet: %s", job.pk, e, extra={"job": job.pk})
+        return None
+
+    reason = _reason(job, seen, connection)
+    record = AttemptRecord(reason, _sentence(job, seen, reason), seen, stdout, stderr)
+    status = _end(job, connection, record)
+    if status is None:
+        # Another pass has harvested it, or a person has moved the row.
+        return None
+    if status != Status.FAILED or not get_settings().KEEP_FAILED_CONTAINERS_SECONDS:
+        try:
+            yield partial(engine.remove, container_id)
+        except EngineError as e:
+            # Its record is saved; a later pass collects it.
+            logger.info("job %s: %s", job.pk, e, extra={"job": job.pk})
+    return _ended(job, status, record)
+
+
+def _read(connection: HostConnection, container_id: str, stream: Stream) -> Steps[str]:
+    """Logs are best effort: an exit code is never given up for them."""
+    settings = get_settings()
+    log = BoundedLog(settings.LOG_HEAD_BYTES, settings.LOG_TAIL_BYTES)
+    try:
+        yield partial(connection.engine.read_log, container_id, stream, log, settings.LOG_SECONDS)
+    except (ContainerGone, HostUnavailable, HostMisconfigured):
+        raise
+    except EngineError as e:
+        log.cut_short(f"unavailable: {e}")
+    return log.text()
+
+
+def _reason(job: ContainerJob, seen: Observation, connection: HostConnection) -> Reason:
+    if job.stop_requested_at is not None:
+        return Reason(job.stop_reason)
+    if seen.exit_code and seen.oom_killed:
+        return Reason.OOM
+    down_at = connection.host.last_down_at
+    was_down = down_at is not None and job.launched_at is not None and down_at >= job.launched_at
+    if was_down and seen.exit_code in _ENDED_FROM_OUTSIDE:
+        return Reason.HOST_INTERRUPTED
+    return Reason.EXIT_CODE
+
+
+def _sentence(job: ContainerJob, seen: Observation, reason: Reason) -> str:
+    match reason:
+        case Reason.TIMEOUT:
+            return f"stopped after its timeout of {job.timeout_seconds} s"
+        case Reason.CANCELLED:
+            return "cancelled while it ran"
+        case Reason.OOM:
+            limit = f" of {job.memory_limit_mib} MiB" if job.memory_limit_mib else ""
+            return f"killed: it needed more memory than its limit{limit}"
+        case Reason.HOST_INTERRUPTED:
+            return f"its Engine went down while it ran (exit code {seen.exit_code})"
+        case _:
+            code = seen.exit_code or 0
+            return f"exited with code {code}{_HINTS.get(code, '')}" if code else ""
+
+
+def _end(job: ContainerJob, connection: HostConnection, record: AttemptRecord) -> Status | None:
+    host, seen = connection.host, record.observation
+    exit_code = seen.exit_code if seen else None
+    if record.reason == Reason.CANCELLED:
+        to = Status.CANCELLED
+    elif exit_code == 0 and record.reason == Reason.EXIT_CODE:
+        to = Status.COMPLETED
+    elif _is_retried(job, exit_code, record.reason):
+        return retry_or_fail(job, host, record)
+    else:
+        to = Status.FAILED
+    return to if end_attempt(job, to, host, record) else None
+
+
+def _is_retried(job: ContainerJob, exit_code: int | None, reason: Reason) -> bool:
+    if reason in (Reason.HOST_INTERRUPTED, Reason.LOST):
+        # It may have done its work: only a job that says so is run again.
+        return job.rerun_on_lost
+    return reason in (Reason.EXIT_CODE, Reason.OOM) and exit_code in job.retry_exit_codes
+
+
+def _judge_missing(missing: list[_Gone]) -> tuple[list[EndedJob], list[str]]:
+    """Of one host. Few are lost; many at once are held, since a mounted disk may bring them back."""
+    ended = []
+    held = [gone for gone in missing if len(missing) >= HELD_TOGETHER and not gone.job.is_given_up]
+    for gone in held:
+        if gone.job.row.missing_at is None:
+            amend(gone.job.row, missing_at=Now())
+    for gone in missing:
+        if gone in held:
+            continue
+        job = gone.job.row
+        is_cancelled = job.cancel_requested_at is not None
+        record = AttemptRecord(
+            Reason.CANCELLED if is_cancelled else Reason.LOST,
+            "its container is gone: somebody removed it, or the Engine lost it",
+        )
+        status = _end(job, gone.connection, record)
+        if status is not None:
+            ended.append(_ended(job, status, record))
+    if not held:
+        return ended, []
+    name = held[0].connection.host.name
+    seconds = get_settings().HOST_GRACE_SECONDS
+    return ended, [f"host {name}: the containers of {len(held)} jobs vanished at once; held for {seconds:g} s"]
+
+
+def _ended(job: ContainerJob, status: Status, record: AttemptRecord) -> EndedJob:
+    logger.info(
+        "job %s: %s (%s)", job.pk, status, record.error or record.reason, extra={"job": job.pk, "attempt": job.attempt}
+    )
+    return EndedJob(
+        job_id=job.pk,
+        attempt=job.attempt,
+        status=status,
+        reason=record.reason,
+        exit_code=record.observation.exit_code if record.observation else None,
+        error=record.error,
+    )

@@ -1,0 +1,114 @@
+"""What a dead or stalled launcher left: taken over once its lease is over, and never started by anyone else."""
+
+import logging
+from functools import partial
+from typing import Any
+
+from django.db.models.functions import Now
+
+from .attempts import AttemptRecord, discard_unstarted, end_attempt, hand_back, retry_or_fail
+from .conf import get_settings
+from .engine import NOT_EXECUTABLE
+from .exceptions import ContainerGone, EngineError, HostMisconfigured, HostUnavailable, LeaseExpired
+from .hosts import HostConnection
+from .leases import Lease, holder
+from .models import LEASED, ContainerJob, DockerHost, Reason, Status
+from .observing import View
+from .steps import Steps, drive
+from .transitions import amend, from_now, move
+from .types import Observation
+
+logger = logging.getLogger(__name__)
+
+_DIED = "its launcher stopped before the container was started"
+_GONE = "its container is gone: somebody removed it, or the Engine lost it"
+
+
+def recover(view: View) -> list[int]:
+    """Bring every job whose lease is over to where it belongs; the ids of those that moved."""
+    procedures = []
+    for host in view.hosts:
+        for job in host.jobs:
+            if job.row.status in LEASED and job.is_lease_over:
+                lease = _take_over(job.row)
+                if lease is not None:
+                    procedures.append((_recover(job.row, host.connection, lease), host.connection.executor))
+    recovered = [job_id for job_id in drive(procedures) if job_id is not None]
+    for job_id in recovered:
+        logger.warning("job %s: recovered", job_id, extra={"job": job_id})
+    return recovered
+
+
+def end_with_host(job: ContainerJob, host: DockerHost) -> Status | None:
+    """End an alive job of a host that will not come back; what became of it."""
+    error = f"host {host.name} was declared lost"
+    if job.status in LEASED:
+        _take_over(job)
+        if job.status == Status.STARTING and not move(job, Status.RECOVERING):
+            return None
+        if job.status == Status.LAUNCHING:
+            return hand_back(job, host, error, is_counted=False)
+    return _lost(job, host, error)
+
+
+def _take_over(job: ContainerJob) -> Lease | None:
+    """A new token, so that the former holder loses every compare-and-set; None if another was first."""
+    seconds = get_settings().LEASE_SECONDS
+    lease = Lease.begin(seconds)
+    taken = amend(job, claim_token=lease.token, claimed_by=holder(), claimed_until=from_now(seconds))
+    return lease if taken else None
+
+
+def _recover(job: ContainerJob, connection: HostConnection, lease: Lease) -> Steps[int | None]:
+    host, engine = connection.host, connection.engine
+    if job.status == Status.LAUNCHING:
+        # A container that it may have created is of an attempt that is over, and is collected as such.
+        return _id_if(job, hand_back(job, host, _DIED))
+    container_id = job.container_id or ""
+    try:
+        seen: Observation | None = yield partial(engine.inspect, container_id)
+    except ContainerGone:
+        seen = None
+    except EngineError as e:
+        return _postpone(job, connection, e)
+    if seen is not None and seen.has_run:
+        return _adopt(job)
+    if job.status == Status.STARTING:
+        if seen is None:
+            return _id_if(job, _lost(job, host, _GONE))
+        if seen.exit_code in NOT_EXECUTABLE:
+            record = AttemptRecord(Reason.LAUNCH, seen.error or "its command can't be executed", seen)
+            return _id_if(job, Status.FAILED if end_attempt(job, Status.FAILED, host, record) else None)
+        # The note before the removal: whoever recovers this row next knows that we removed it.
+        if not move(job, Status.RECOVERING):
+            return None
+    try:
+        ran = yield from discard_unstarted(engine, container_id, lease.guard)
+    except (EngineError, LeaseExpired) as e:
+        return _postpone(job, connection, e)
+    return _adopt(job) if ran is not None else _id_if(job, hand_back(job, host, _DIED))
+
+
+def _adopt(job: ContainerJob) -> int | None:
+    """It runs, or ran: the next harvest takes it from here. Its deadline counts from when it was to start."""
+    return job.pk if move(job, Status.RUNNING, launched_at=Now(), launch_tries=0, last_error="") else None
+
+
+def _lost(job: ContainerJob, host: DockerHost, error: str) -> Status | None:
+    record = AttemptRecord(Reason.LOST, error)
+    if not job.rerun_on_lost:
+        return Status.FAILED if end_attempt(job, Status.FAILED, host, record) else None
+    if job.status == Status.STARTING and not move(job, Status.RECOVERING):
+        return None
+    return retry_or_fail(job, host, record)
+
+
+def _postpone(job: ContainerJob, connection: HostConnection, error: Exception) -> None:
+    """Leave it to a later pass, which finds this lease over."""
+    if isinstance(error, HostUnavailable | HostMisconfigured):
+        connection.has_failed = True
+    logger.warning("job %s: not recovered yet: %s", job.pk, error, extra={"job": job.pk})
+
+
+def _id_if(job: ContainerJob, moved: Any) -> int | None:
+    return job.pk if moved else None
