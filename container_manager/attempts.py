@@ -112,9 +112,8 @@ def cancel_if_asked(job: ContainerJob, host: DockerHost, observation: Observatio
 
 
 def is_cancel_requested(job: ContainerJob) -> bool:
-    return ContainerJob.objects.filter(
-        pk=job.pk, attempt=job.attempt, claim_token=job.claim_token, cancel_requested_at__isnull=False
-    ).exists()
+    row = ContainerJob.objects.filter(pk=job.pk, attempt=job.attempt, claim_token=job.claim_token)
+    return bool(row.filter(cancel_requested_at__isnull=False).exists())
 
 
 def discard_unstarted(engine: Engine, container_id: str, guard: Guard) -> Steps[Observation | None]:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: seconds; all hosts are asked at once, so that any number of dead ones costs a round this much at most.
 PROBE_SECONDS = 5
+#: seconds; a host that answered this long ago is not asked again before a launch.
+_FRESH_SECONDS = 2
 #: seconds; how old `last_seen_at` may get before it is written again.
 _SEEN_SECONDS = 5
 
@@ -73,7 +75,15 @@ class Hosts:
     def __init__(self, make_engine: MakeEngine) -> None:
         self._make_engine = make_engine
         self._connections: dict[int, HostConnection] = {}
+        self._reached: dict[int, HostConnection] = {}
+        self._reached_at = 0.0
         self._pid = os.getpid()
+
+    def reached(self) -> dict[int, HostConnection]:
+        """The hosts that answered just now; asks again if that is some seconds ago."""
+        if self._pid == os.getpid() and time.monotonic() - self._reached_at < _FRESH_SECONDS:
+            return {pk: connection for pk, connection in self._reached.items() if not connection.has_failed}
+        return self.reach()[0]
 
     def reach(self) -> tuple[dict[int, HostConnection], list[str]]:
         """The hosts in use that answer with the id they are known by, and a sentence per host that does not."""
@@ -102,6 +112,7 @@ class Hosts:
                 connection.has_failed = False
                 reached[connection.host.pk] = connection
         _note_seen([connection.host for connection in reached.values()])
+        self._reached, self._reached_at = reached, time.monotonic()
         return reached, problems
 
     def _connect(self, host: DockerHost) -> HostConnection:

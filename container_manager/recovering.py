@@ -70,7 +70,8 @@ def _recover(job: ContainerJob, connection: HostConnection, lease: Lease) -> Ste
     except ContainerGone:
         seen = None
     except EngineError as e:
-        return _postpone(job, connection, e)
+        _postpone(job, connection, e)
+        return None
     if seen is not None and seen.has_run:
         return _adopt(job)
     if job.status == Status.STARTING:
@@ -85,7 +86,8 @@ def _recover(job: ContainerJob, connection: HostConnection, lease: Lease) -> Ste
     try:
         ran = yield from discard_unstarted(engine, container_id, lease.guard)
     except (EngineError, LeaseExpired) as e:
-        return _postpone(job, connection, e)
+        _postpone(job, connection, e)
+        return None
     return _adopt(job) if ran is not None else _id_if(job, hand_back(job, host, _DIED))
 
 

@@ -21,3 +21,8 @@ def stopping_when(asked: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         _asked.reset(token)
+
+
+def signal() -> Callable[[], bool]:
+    """What `is_stopping` asks in this context, to be handed to other threads: they don't inherit it."""
+    return _asked.get()

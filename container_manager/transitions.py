@@ -128,7 +128,10 @@ def show(job: ContainerJob, changes: dict[str, Any]) -> None:
 
 
 def _unchanged(job: ContainerJob) -> ContainerJobQuerySet:
-    return ContainerJob.objects.filter(pk=job.pk, status=job.status, attempt=job.attempt, claim_token=job.claim_token)
+    row: ContainerJobQuerySet = ContainerJob.objects.filter(
+        pk=job.pk, status=job.status, attempt=job.attempt, claim_token=job.claim_token
+    )
+    return row
 
 
 def _check(source: Status, to: Status) -> None:

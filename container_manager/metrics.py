@@ -1,0 +1,27 @@
+"""The queue in figures."""
+
+from django.db.models import Min
+from django.db.models.functions import Now
+
+from .capacity import loads
+from .models import ContainerJob, Reason, Status
+from .types import QueueMetrics
+
+
+def measure() -> QueueMetrics:
+    """Each figure by a count on its own index."""
+    jobs = ContainerJob.objects.order_by()
+    alive = list(jobs.alive().values_list("status", flat=True))
+    running = alive.count(Status.RUNNING)
+    queued_since = jobs.queued().aggregate(since=Min("queued_at"), now=Now())
+    since, now = queued_since["since"], queued_since["now"]
+    return QueueMetrics(
+        ready_now=jobs.queued().count() + jobs.due().count(),
+        scheduled_future=jobs.scheduled().filter(scheduled_for__gt=Now()).count(),
+        launching=len(alive) - running,
+        running=running,
+        failed=jobs.failed().count(),
+        launch_failed=jobs.failed().filter(reason=Reason.LAUNCH).count(),
+        oldest_wait_seconds=max(0.0, (now - since).total_seconds()) if since else None,
+        hosts=loads(),
+    )

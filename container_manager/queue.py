@@ -1,0 +1,266 @@
+"""The queue: what people and flows do with jobs."""
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
+from datetime import datetime
+from typing import Protocol
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models.functions import Coalesce, Now
+from django.utils.timezone import is_naive
+
+from . import metrics, shutdown
+from .capacity import Capacity, measure
+from .claiming import Claim, claim, promote_due, ready_jobs
+from .conf import get_settings
+from .engine import DockerEngine, MakeEngine
+from .enforcing import enforce
+from .exceptions import DatabaseBusy, InvalidTransition
+from .harvesting import harvest
+from .hosts import HostConnection, Hosts
+from .launching import launch as launch_jobs
+from .models import ALIVE, ContainerJob, DockerHost, Installation, Reason, Status
+from .observing import observe
+from .pulling import Pulls
+from .recovering import end_with_host, recover
+from .rounds import Rounds
+from .transitions import can_move, locked, move, move_many, show
+from .types import BatchResult, EndedJob, Limits, LoopStats, QueueMetrics
+
+#: Jobs claimed at once, per thread of a host: each is launched well within the lease.
+_CLAIMED_PER_THREAD = 4
+#: seconds; for how long one call goes on to claim while slots and ready jobs are left.
+_BATCH_SECONDS = 10
+#: Rows per INSERT.
+_INSERT_CHUNK = 1000
+#: Times that a cancellation runs after a job that moves.
+_CANCEL_TRIES = 20
+
+
+class ShutdownEvent(Protocol):
+    """A `threading.Event`, or anything else that can be asked."""
+
+    def is_set(self) -> bool: ...
+
+
+Launch = Callable[[int, float], BatchResult]
+
+
+class QueueManager:
+    """The verbs of the queue. One per process: it keeps the connections to the hosts."""
+
+    def __init__(self, make_engine: MakeEngine = DockerEngine) -> None:
+        self._hosts = Hosts(make_engine)
+        self._pulls = Pulls()
+
+    # What people do with a job.
+
+    def queue_job(
+        self, job: ContainerJob, schedule_for: datetime | None = None, priority: int | None = None
+    ) -> ContainerJob:
+        """Queue a pending job, or schedule it for a time (aware). It is checked again, and saved if it is new.
+
+        Raises Django's `ValidationError`, by field, and `InvalidTransition` unless the job is pending.
+        """
+        _check_time(schedule_for)
+        if priority is not None:
+            job.priority = priority
+        job.validated_spec()
+        if job.pk is None:
+            job.save(force_insert=True)
+        self._to_queue(job, schedule_for, Status.PENDING, "was it queued already? A job that has ended is retried")
+        return job
+
+    def queue_jobs(self, jobs: Iterable[ContainerJob]) -> list[ContainerJob]:
+        """Queue many jobs, in a few statements: unsaved ones (`ContainerJob.objects.build`) and pending ones.
+
+        All or none. Raises Django's `ValidationError`, by field, and `InvalidTransition` as `queue_job`.
+        """
+        jobs = list(jobs)
+        for job in jobs:
+            job.validated_spec()
+        new = [job for job in jobs if job.pk is None]
+        pending = [job.pk for job in jobs if job.pk is not None]
+        with transaction.atomic():
+            for job in new:
+                job.status = Status.QUEUED
+                job.queued_at = Now()
+            ContainerJob.objects.bulk_create(new, batch_size=_INSERT_CHUNK)
+            moved = move_many(locked(pending, Status.PENDING), Status.PENDING, Status.QUEUED) if pending else 0
+            if moved != len(pending):
+                raise InvalidTransition(f"{len(pending) - moved} of the jobs are not pending; none was queued")
+        for job in jobs:
+            # What the database wrote is loaded at its next use.
+            show(job, {"status": Status.QUEUED, "queued_at": Now()})
+        return jobs
+
+    def dequeue_job(self, job: ContainerJob) -> ContainerJob:
+        """Take a job that has not been claimed back to `pending`."""
+        job.refresh_from_db()
+        if not move(job, Status.PENDING):
+            raise InvalidTransition(f"job {job.pk} has just been claimed: cancel it")
+        return job
+
+    def cancel_job(self, job: ContainerJob) -> Status:
+        """Cancel a job in any status that is not an end; the status after the call.
+
+        An alive job is stopped by the next pass: TERM, then KILL after the grace. Its logs are kept.
+        Raises `InvalidTransition` if it has ended.
+        """
+        for _ in range(_CANCEL_TRIES):
+            job.refresh_from_db()
+            if job.status not in ALIVE:
+                if move(job, Status.CANCELLED, reason=Reason.CANCELLED, last_error="cancelled before it started"):
+                    return Status.CANCELLED
+                continue
+            asked = ContainerJob.objects.filter(pk=job.pk, status__in=ALIVE).update(
+                cancel_requested_at=Coalesce("cancel_requested_at", Now()), updated_at=Now()
+            )
+            if asked:
+                job.refresh_from_db()
+                return Status(job.status)
+        raise DatabaseBusy(f"job {job.pk} moved too often to be cancelled: try again")
+
+    def retry_job(self, job: ContainerJob, schedule_for: datetime | None = None) -> ContainerJob:
+        """Run an ended job anew, with all of its retries. Its attempts stay.
+
+        Raises Django's `ValidationError` and `InvalidTransition` unless it has ended.
+        """
+        _check_time(schedule_for)
+        job.refresh_from_db()
+        job.validated_spec()
+        self._to_queue(job, schedule_for, Status(job.status), "only a job that has ended is retried")
+        return job
+
+    def declare_host_lost(self, host: DockerHost) -> list[EndedJob]:
+        """Drain a host that will not come back, and end its jobs as `lost`, or run them again where they allow it."""
+        DockerHost.objects.filter(pk=host.pk).update(is_active=False)
+        ended = []
+        for job in ContainerJob.objects.filter(slot_host=host).order_by("pk"):
+            attempt = job.attempt
+            status = end_with_host(job, host)
+            if status is not None:
+                ended.append(
+                    EndedJob(job_id=job.pk, attempt=attempt, status=status, reason=Reason.LOST, exit_code=None)
+                )
+        return ended
+
+    # What the queue says.
+
+    def get_ready_jobs(self, limit: int | None = None) -> list[ContainerJob]:
+        """The jobs that are ready, in the order in which claims take them."""
+        return ready_jobs(limit)
+
+    def get_worker_metrics(self) -> QueueMetrics:
+        return metrics.measure()
+
+    def capacity(self, max_concurrent: int) -> Capacity:
+        """Free slots by the database alone: hosts count as reachable unless a pass said otherwise last."""
+        reachable = set(DockerHost.objects.active().filter(last_error="").values_list("pk", flat=True))
+        return measure(max_concurrent, Installation.load().tag_limits, reachable)
+
+    def keep_limits(self, limits: Limits) -> None:
+        """Remember the Prefect tags' limits: the claim keeps to them, also while Prefect is away."""
+        Installation.objects.filter(pk=Installation.load().pk).exclude(limits=limits.model_dump()).update(
+            limits=limits.model_dump()
+        )
+
+    # What passes do.
+
+    def claim(
+        self, max_concurrent: int, limit: int | None = None, only: Collection[int] | None = None
+    ) -> list[ContainerJob]:
+        """Promote what is due and claim what may start; the claimed jobs are the caller's to launch."""
+        promote_due(time.monotonic() + _BATCH_SECONDS)
+        connections = self._hosts.reached()
+        return claim(max_concurrent, connections.keys(), limit=limit, only=only).jobs
+
+    def launch_next_batch(
+        self, max_concurrent: int = 5, timeout: float = 30, *, only: Collection[int] | None = None
+    ) -> BatchResult:
+        """Claim and launch until slots or ready jobs run out, for ten seconds at most.
+
+        `max_concurrent`: containers alive at once, over all workers. `timeout`: seconds that locks and a busy
+        database are waited for. `only`: ids of the jobs to choose from. Errors are in the result.
+        """
+        if max_concurrent < 1:
+            raise ValueError("max_concurrent must be at least 1")
+        if timeout <= 0:
+            raise ValueError("timeout must be more than 0")
+        began = time.monotonic()
+        is_stopping = shutdown.signal()
+        promote_due(began + timeout / 2)
+        instance_id = Installation.load().instance_id
+        connections = self._hosts.reached()
+        batch = BatchResult()
+        while True:
+            usable = {pk: connection for pk, connection in connections.items() if not connection.has_failed}
+            try:
+                claimed = claim(
+                    max_concurrent,
+                    usable.keys(),
+                    limit=_CLAIMED_PER_THREAD * get_settings().LAUNCH_THREADS * len(usable),
+                    only=only,
+                    timeout=max(0.1, timeout - (time.monotonic() - began)),
+                )
+            except DatabaseBusy as e:
+                return batch + BatchResult(limit=str(e))
+            batch += self._launch(claimed, usable, instance_id, is_stopping)
+            if not claimed.jobs or is_stopping() or time.monotonic() - began >= _BATCH_SECONDS:
+                return batch
+
+    def process_queue_continuous(
+        self,
+        max_concurrent: int,
+        poll_interval: float,
+        shutdown_event: ShutdownEvent | None = None,
+        *,
+        timeout: float = 30,
+        work_seconds: float | None = None,
+        launch: Launch | None = None,
+    ) -> LoopStats:
+        """Rounds until `shutdown_event` is set; with `work_seconds`, for that long (0: one round).
+
+        `launch(max_concurrent, timeout)` takes the place of `launch_next_batch`. A failing database ends only
+        a loop with `work_seconds`.
+        """
+        step = launch or self.launch_next_batch
+        asked = shutdown.stopping_when(shutdown_event.is_set) if shutdown_event else nullcontext()
+        with asked:
+            rounds = Rounds(self._hosts, self._pulls, lambda: step(max_concurrent, timeout))
+            return rounds.for_ever(poll_interval) if work_seconds is None else rounds.for_a_while(work_seconds)
+
+    def look_after(self, job: ContainerJob) -> list[EndedJob]:
+        """Harvest, stop or recover one alive job, as a pass would."""
+        connections, _ = self._hosts.reach()
+        view = observe(connections, Installation.load().instance_id, only=[job.pk])
+        ended, _ = harvest(view)
+        enforce(view)
+        recover(view)
+        return ended
+
+    def _launch(
+        self, claimed: Claim, connections: dict[int, HostConnection], instance_id: str, is_stopping: Callable[[], bool]
+    ) -> BatchResult:
+        if claimed.lease is None or not claimed.jobs:
+            return BatchResult(limit=claimed.limit)
+        batch = launch_jobs(claimed.jobs, claimed.lease, connections, self._pulls, instance_id, is_stopping)
+        return batch + BatchResult(limit=claimed.limit)
+
+    def _to_queue(self, job: ContainerJob, schedule_for: datetime | None, source: Status, hint: str) -> None:
+        to = Status.QUEUED if schedule_for is None else Status.SCHEDULED
+        if job.status != source or not can_move(source, to):
+            raise InvalidTransition(f"job {job.pk} is {job.status}: {hint}")
+        fields = {} if schedule_for is None else {"scheduled_for": schedule_for}
+        if not move(job, to, priority=job.priority, **fields):
+            raise InvalidTransition(f"job {job.pk} has just changed: {hint}")
+
+
+def _check_time(schedule_for: datetime | None) -> None:
+    if schedule_for is not None and is_naive(schedule_for):
+        raise ValidationError({"schedule_for": "must have a time zone: which moment it names is a guess otherwise"})
+
+
+queue_manager = QueueManager()

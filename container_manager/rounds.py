@@ -1,0 +1,167 @@
+"""Rounds: observe, harvest, enforce, recover, launch, report. Once, for a while, or until told to stop."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from django.db import connection as database
+from django.db import close_old_connections
+from django.db.models import Min
+from django.db.models.functions import Now
+from django.db.utils import Error as DatabaseError
+
+from . import shutdown
+from .collecting import collect
+from .enforcing import enforce
+from .harvesting import harvest
+from .hosts import Hosts
+from .leases import WorkLease
+from .models import ContainerJob, Installation, Status
+from .observing import View, observe
+from .pulling import Pulls
+from .recovering import recover
+from .types import BatchResult, LoopStats, RoundReport
+from .wakeups import Wakeups, wakeups
+
+logger = logging.getLogger(__name__)
+
+#: seconds; how long a pass that is woken by events trusts in them before it lists the containers again.
+_BACKSTOP_SECONDS = 2.0
+#: seconds; between two looks at a pull.
+_PULL_SECONDS = 0.2
+#: seconds; the longest wait after the database failed again and again.
+_MAX_BACKOFF_SECONDS = 60.0
+
+LaunchStep = Callable[[], BatchResult]
+
+
+def has_ready() -> bool:
+    """Whether a claim would find anything, were there a free slot."""
+    return bool(ContainerJob.objects.queued().exists() or ContainerJob.objects.due().exists())
+
+
+class Rounds:
+    """The rounds of one process. `launch` is called once per round that has jobs ready."""
+
+    def __init__(self, hosts: Hosts, pulls: Pulls, launch: LaunchStep) -> None:
+        self._hosts = hosts
+        self._pulls = pulls
+        self._launch = launch
+        self._is_stopping = shutdown.signal()
+        self._running_after = 0
+
+    def once(self, listening: Wakeups | None = None) -> RoundReport:
+        _refresh_connection()
+        connections, problems = self._hosts.reach()
+        installation = Installation.load()
+        named = listening.ended_ids() if listening else set()
+        view = observe(connections, installation.instance_id)
+        ended, anomalies = harvest(view, named)
+        if listening:
+            listening.forget(named & _running_ids(view))
+            listening.watch(connections)
+        stopped = enforce(view)
+        recovered = recover(view)
+        anomalies += collect(view, installation.instance_id)
+        self._pulls.settle()
+        batch = BatchResult()
+        if not self._is_stopping() and has_ready():
+            batch = self._launch()
+        self._running_after = _alive_count(view) - len(ended) + batch.launched
+        return RoundReport(
+            batch=batch,
+            ended=tuple(ended),
+            stopped_ids=tuple(stopped),
+            recovered_ids=tuple(recovered),
+            anomalies=tuple([*problems, *view.problems, *anomalies]),
+        )
+
+    def for_a_while(self, work_seconds: float) -> LoopStats:
+        """Keep the slots full for `work_seconds`, if no other pass does; one round in any case.
+
+        Ends early when there is nothing that it can act on. A pull that this process began is waited for.
+        """
+        lease = WorkLease()
+        if work_seconds > 0 and lease.acquire():
+            stats = self._keep_full(lease, work_seconds)
+        else:
+            stats = LoopStats().plus(self.once())
+        while self._pulls and not self._is_stopping():
+            # Never for long: a pull has a bound, and its thread ends with this process.
+            time.sleep(_PULL_SECONDS)
+            self._pulls.settle()
+        return stats
+
+    def for_ever(self, poll_seconds: float) -> LoopStats:
+        """Until a stop is asked for. A database that is away is reported once, and waited for."""
+        stats, failures = LoopStats(), 0
+        with wakeups(Installation.load().instance_id, self._is_stopping) as listening:
+            while not self._is_stopping():
+                try:
+                    stats = stats.plus(self.once(listening))
+                except DatabaseError as e:
+                    failures += 1
+                    if failures == 1:
+                        logger.error("the database failed, and is tried again: %s", e)  # noqa: TRY400 (no traceback)
+                    listening.wait(min(2.0**failures, _MAX_BACKOFF_SECONDS))
+                else:
+                    if failures:
+                        logger.warning("the database is back")
+                    failures = 0
+                    listening.wait(_PULL_SECONDS if self._pulls else poll_seconds)
+        return stats
+
+    def _keep_full(self, lease: WorkLease, work_seconds: float) -> LoopStats:
+        until = time.monotonic() + work_seconds
+        stats = LoopStats()
+        try:
+            with wakeups(Installation.load().instance_id, self._is_stopping) as listening:
+                while True:
+                    stats = stats.plus(self.once(listening))
+                    left = until - time.monotonic()
+                    if self._is_stopping() or left <= 0 or not lease.acquire():
+                        break
+                    wait = self._patience(left)
+                    if wait is None:
+                        break
+                    listening.wait(min(wait, left))
+        finally:
+            lease.release()
+        # Released first: a pass that found the lease live has relied on us for what came in since our last look.
+        if not self._is_stopping() and has_ready() and not stats.throttled and not stats.limit:
+            stats = stats.plus(self.once())
+        return stats
+
+    def _patience(self, left: float) -> float | None:
+        """How long to wait before the next round, in seconds; None: there is nothing to stay for."""
+        if self._pulls:
+            return _PULL_SECONDS
+        if self._running_after > 0:
+            return _BACKSTOP_SECONDS
+        due = _seconds_to_next_due()
+        return due if due is not None and due < left else None
+
+
+def _refresh_connection() -> None:
+    # A connection that the server has closed fails for ever until it is closed on this side, too.
+    if not database.in_atomic_block:
+        close_old_connections()
+
+
+def _running_ids(view: View) -> set[str]:
+    return {
+        job.row.container_id
+        for host in view.hosts
+        for job in host.jobs
+        if job.row.container_id and job.row.status not in (Status.LAUNCHING, Status.STARTING)
+    }
+
+
+def _alive_count(view: View) -> int:
+    """Jobs whose end a pass can see: those with a container, on hosts that answered."""
+    return sum(job.row.container_id is not None for host in view.hosts for job in host.jobs)
+
+
+def _seconds_to_next_due() -> float | None:
+    row = ContainerJob.objects.order_by().scheduled().aggregate(due=Min("scheduled_for"), now=Now())
+    return max(0.0, (row["due"] - row["now"]).total_seconds()) if row["due"] else None

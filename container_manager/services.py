@@ -1,0 +1,73 @@
+"""One job at a time, for the command's legacy mode and for people."""
+
+from django.core.exceptions import ValidationError
+
+from .exceptions import ContainerManagerError
+from .models import ALIVE, LEASED, ContainerJob, Status
+from .policy import describe
+from .queue import QueueManager, queue_manager
+from .types import ProcessResult
+
+
+class JobService:
+    def __init__(self, queue: QueueManager) -> None:
+        self._queue = queue
+
+    def process_job(
+        self, job: ContainerJob, *, max_concurrent: int = 5, timeout: float = 30, always_retry: bool = False
+    ) -> ProcessResult:
+        """Do for one job what its status asks for; never raises for what is wrong with the job.
+
+        `success` means that the work on the job was done, whatever the job's own exit code. A failed job is
+        queued again while retries are left, or whatever they are with `always_retry`.
+        """
+        job.refresh_from_db()
+        try:
+            message = self._process(job, max_concurrent, timeout, always_retry)
+        except ValidationError as e:
+            return ProcessResult(success=False, error=describe(e))
+        except ContainerManagerError as e:
+            return ProcessResult(success=False, error=str(e))
+        return ProcessResult(success=True, message=message)
+
+    def _process(self, job: ContainerJob, max_concurrent: int, timeout: float, always_retry: bool) -> str:
+        match Status(job.status):
+            case Status.COMPLETED | Status.CANCELLED:
+                return f"nothing to do: it is {job.status}"
+            case Status.FAILED:
+                if not always_retry and job.retry_count >= job.max_retries:
+                    raise ContainerManagerError(f"no retries left; process it with --job-id {job.pk} to run it anew")
+                self._queue.retry_job(job)
+            case Status.PENDING:
+                self._queue.queue_job(job)
+            case Status.SCHEDULED if not _is_due(job):
+                return f"left: it is scheduled for {job.scheduled_for:%Y-%m-%d %H:%M:%S %Z}"
+            case status if status in ALIVE:
+                return self._look_after(job)
+        return self._launch(job, max_concurrent, timeout)
+
+    def _launch(self, job: ContainerJob, max_concurrent: int, timeout: float) -> str:
+        batch = self._queue.launch_next_batch(max_concurrent, timeout, only=[job.pk])
+        if batch.errors:
+            raise ContainerManagerError(batch.errors[0].error)
+        if batch.launched:
+            return "launched"
+        job.refresh_from_db()
+        return f"stays {job.status}: {batch.limit or job.last_error or 'another worker is at it'}"
+
+    def _look_after(self, job: ContainerJob) -> str:
+        ended = self._queue.look_after(job)
+        if ended:
+            return f"harvested: {ended[0].status} ({ended[0].reason})"
+        was = job.status
+        job.refresh_from_db()
+        if was in LEASED and job.status == was:
+            return f"left: its launcher ({job.claimed_by}) is at it"
+        return f"is {job.status}"
+
+
+def _is_due(job: ContainerJob) -> bool:
+    return bool(ContainerJob.objects.due().filter(pk=job.pk).exists())
+
+
+job_service = JobService(queue_manager)
