@@ -1,6 +1,5 @@
 """The queue in figures."""
 
-from django.db.models import Min
 from django.db.models.functions import Now
 
 from .capacity import loads
@@ -13,8 +12,7 @@ def measure() -> QueueMetrics:
     jobs = ContainerJob.objects.order_by()
     alive = list(jobs.alive().values_list("status", flat=True))
     running = alive.count(Status.RUNNING)
-    queued_since = jobs.queued().aggregate(since=Min("queued_at"), now=Now())
-    since, now = queued_since["since"], queued_since["now"]
+    oldest = jobs.queued().order_by("queued_at").annotate(now=Now()).values_list("queued_at", "now").first()
     return QueueMetrics(
         ready_now=jobs.queued().count() + jobs.due().count(),
         scheduled_future=jobs.scheduled().filter(scheduled_for__gt=Now()).count(),
@@ -22,6 +20,6 @@ def measure() -> QueueMetrics:
         running=running,
         failed=jobs.failed().count(),
         launch_failed=jobs.failed().filter(reason=Reason.LAUNCH).count(),
-        oldest_wait_seconds=max(0.0, (now - since).total_seconds()) if since else None,
+        oldest_wait_seconds=max(0.0, (oldest[1] - oldest[0]).total_seconds()) if oldest else None,
         hosts=loads(),
     )

@@ -15,8 +15,8 @@ from . import metrics, shutdown
 from .capacity import Capacity, measure
 from .claiming import Claim, claim, promote_due, ready_jobs
 from .conf import get_settings
-from .engine import DockerEngine, MakeEngine
 from .enforcing import enforce
+from .engine import DockerEngine, MakeEngine
 from .exceptions import DatabaseBusy, InvalidTransition
 from .harvesting import harvest
 from .hosts import HostConnection, Hosts

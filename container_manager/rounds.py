@@ -4,9 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from django.db import connection as database
 from django.db import close_old_connections
-from django.db.models import Min
+from django.db import connection as database
 from django.db.models.functions import Now
 from django.db.utils import Error as DatabaseError
 
@@ -56,9 +55,10 @@ class Rounds:
         installation = Installation.load()
         named = listening.ended_ids() if listening else set()
         view = observe(connections, installation.instance_id)
+        running = _running_ids(view)
         ended, anomalies = harvest(view, named)
         if listening:
-            listening.forget(named & _running_ids(view))
+            listening.forget(named & running)
             listening.watch(connections)
         stopped = enforce(view)
         recovered = recover(view)
@@ -67,13 +67,13 @@ class Rounds:
         batch = BatchResult()
         if not self._is_stopping() and has_ready():
             batch = self._launch()
-        self._running_after = _alive_count(view) - len(ended) + batch.launched
+        self._running_after = len(running) - len(ended) + batch.launched
         return RoundReport(
             batch=batch,
             ended=tuple(ended),
             stopped_ids=tuple(stopped),
             recovered_ids=tuple(recovered),
-            anomalies=tuple([*problems, *view.problems, *anomalies]),
+            anomalies=(*problems, *view.problems, *anomalies),
         )
 
     def for_a_while(self, work_seconds: float) -> LoopStats:
@@ -149,19 +149,11 @@ def _refresh_connection() -> None:
 
 
 def _running_ids(view: View) -> set[str]:
-    return {
-        job.row.container_id
-        for host in view.hosts
-        for job in host.jobs
-        if job.row.container_id and job.row.status not in (Status.LAUNCHING, Status.STARTING)
-    }
-
-
-def _alive_count(view: View) -> int:
-    """Jobs whose end a pass can see: those with a container, on hosts that answered."""
-    return sum(job.row.container_id is not None for host in view.hosts for job in host.jobs)
+    """The containers whose end a round can act on. A row that is stuck before that keeps no pass waiting."""
+    return {job.row.container_id or "" for host in view.hosts for job in host.jobs if job.row.status == Status.RUNNING}
 
 
 def _seconds_to_next_due() -> float | None:
-    row = ContainerJob.objects.order_by().scheduled().aggregate(due=Min("scheduled_for"), now=Now())
-    return max(0.0, (row["due"] - row["now"]).total_seconds()) if row["due"] else None
+    scheduled = ContainerJob.objects.scheduled().order_by("scheduled_for", "pk")
+    first = scheduled.annotate(now=Now()).values_list("scheduled_for", "now").first()
+    return max(0.0, (first[0] - first[1]).total_seconds()) if first else None

@@ -1,0 +1,182 @@
+"""What the tests run on: both databases, a real Engine, a real Prefect server.
+
+A part that is missing skips its tests, and with `--strict-parts` fails them.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+# Prefect reads its settings when it is imported. Without a heartbeat a flow ends a second sooner.
+os.environ |= {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_FLOWS": '{"heartbeat_frequency": null}',
+}
+
+import docker
+import pytest
+import requests
+from django.conf import settings
+from django.db import connections
+from django.test.utils import setup_databases, teardown_databases
+
+from container_manager.engine import INSTANCE_LABEL
+from container_manager.models import ContainerJob, DockerHost, Installation, JobAttempt
+from container_manager.queue import QueueManager
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGE = "busybox:latest"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--strict-parts", action="store_true", help="fail, not skip, where an Engine or a PostgreSQL is missing"
+    )
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(settings.SCRATCH, ignore_errors=True)
+
+
+def missing(config: pytest.Config, part: str) -> None:
+    if config.getoption("--strict-parts"):
+        pytest.fail(f"{part} is missing", pytrace=False)
+    pytest.skip(f"{part} is missing")
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """The condition's first true value; fails after `seconds`."""
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > until:
+            pytest.fail(f"not within {seconds:g} s")
+        time.sleep(0.05)
+    return value
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_test_environment: None, django_db_blocker: Any) -> Iterator[None]:
+    """Every database, whichever tests were chosen."""
+    with django_db_blocker.unblock():
+        made = setup_databases(verbosity=0, interactive=False, serialized_aliases=[])
+        yield
+        for connection in connections.all():
+            connection.close()
+        teardown_databases(made, verbosity=0)
+
+
+@contextmanager
+def as_default(alias: str) -> Iterator[None]:
+    """Let the database of this alias be `default`: the product knows no other."""
+    if alias == "default":
+        yield
+        return
+    usual = connections.settings["default"]
+    connections["default"].close()
+    del connections["default"]
+    connections.settings["default"] = connections[alias].settings_dict
+    try:
+        yield
+    finally:
+        connections["default"].close()
+        del connections["default"]
+        connections.settings["default"] = usual
+
+
+def empty_tables() -> None:
+    for model in (JobAttempt, ContainerJob, DockerHost, Installation):
+        model.objects.all().delete()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, django_db_setup: None, django_db_blocker: Any) -> Iterator[str]:
+    """Both databases, one after the other, with real transactions; its value is the database's name."""
+    if request.param == "postgres" and "postgres" not in settings.DATABASES:
+        missing(request.config, "PostgreSQL (TEST_POSTGRES_URL)")
+    alias = "default" if request.param == "sqlite" else "postgres"
+    with django_db_blocker.unblock(), as_default(alias):
+        try:
+            yield request.param
+        finally:
+            empty_tables()
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Iterator[docker.DockerClient]:
+    """The Engine, by a client of the tests' own."""
+    try:
+        client = docker.from_env(timeout=60)
+        client.images.get(IMAGE)
+    except docker.errors.DockerException:
+        missing(request.config, f"a Docker Engine with {IMAGE} (make engine)")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def docker_host(database: str, engine: docker.DockerClient) -> Iterator[DockerHost]:
+    """A host row for the Engine. Every container that the test leaves is removed."""
+    host = DockerHost.objects.create(
+        name="local", base_url=os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    )
+    instance_id = Installation.load().instance_id
+    yield host
+    for container in engine.containers.list(all=True, filters={"label": f"{INSTANCE_LABEL}={instance_id}"}):
+        with suppress(docker.errors.NotFound):
+            container.remove(force=True, v=True)
+
+
+@pytest.fixture
+def manager() -> QueueManager:
+    """A queue with connections of its own, so that no test meets another's breaker."""
+    return QueueManager()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API's URL of a real Prefect server on a free port, with a home of its own."""
+    home = tmp_path_factory.mktemp("prefect")
+    port = free_port()
+    environment = os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_TASKS_TAG_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+    }
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=home,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}/api"
+
+    def is_ready() -> bool:
+        if server.poll() is not None:
+            pytest.fail(f"the Prefect server did not start: {(home / 'server.log').read_text()[-2000:]}")
+        with suppress(requests.RequestException):
+            return requests.get(f"{url}/ready", timeout=5).ok
+        return False
+
+    try:
+        wait_until(is_ready, 90)
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
