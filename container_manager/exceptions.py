@@ -82,3 +82,7 @@ class EngineFailed(EngineError):
 
 class LogsUnavailable(EngineError):
     """The container's log driver keeps no logs that can be read."""
+
+
+class ManifestInvalid(ContainerManagerError):
+    """The manifest of jobs can't be used; nothing of it was queued."""

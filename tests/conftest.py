@@ -73,6 +73,9 @@ def django_db_setup(django_test_environment: None, django_db_blocker: Any) -> It
     """Every database, whichever tests were chosen."""
     with django_db_blocker.unblock():
         made = setup_databases(verbosity=0, interactive=False, serialized_aliases=[])
+        for alias in connections:
+            with as_default(alias):
+                empty_tables()
         yield
         for connection in connections.all():
             connection.close()
