@@ -1,0 +1,82 @@
+"""Four launchers at once: the Engine's own events tell how often, and how many at a time, containers ran."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import docker
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from container_manager.engine import INSTANCE_LABEL, JOB_LABEL
+from container_manager.models import ContainerJob, DockerHost, Installation, Status
+from container_manager.queue import QueueManager
+from tests.conftest import ROOT, wait_until
+
+JOBS, CAP, LAUNCHERS = 40, 10, 4
+
+
+def database_url() -> str:
+    database = connection.settings_dict
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{database['NAME']}"
+    return f"postgres://{database['USER']}@{database['HOST']}:{database['PORT']}/{database['NAME']}"
+
+
+@pytest.fixture
+def events(docker_host: DockerHost, engine: docker.DockerClient) -> Iterator[list[dict]]:
+    """What happens to this installation's containers, as it happens: the Engine remembers only 256 events."""
+    label = f"{INSTANCE_LABEL}={Installation.load().instance_id}"
+    stream = engine.events(decode=True, filters={"type": "container", "label": label, "event": ["start", "die"]})
+    told: list[dict] = []
+
+    def listen() -> None:
+        for event in stream:
+            told.append(event)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    yield told
+    stream.close()
+    listener.join(10)
+
+
+def start_launcher(log: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "DATABASE_URL": database_url(),
+        "CONTAINER_MANAGER": json.dumps(settings.CONTAINER_MANAGER),
+    }
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.launcher", str(CAP)],
+            cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def test_four_launchers_start_each_job_once_and_keep_to_the_cap(
+    docker_host: DockerHost, manager: QueueManager, engine: docker.DockerClient, events: list[dict], tmp_path: Path
+) -> None:
+    DockerHost.objects.update(max_concurrent_jobs=JOBS)
+    build = ContainerJob.objects.build
+    jobs = manager.queue_jobs([build(image="busybox", command=["sleep", "0.3"]) for _ in range(JOBS)])
+
+    launchers = [start_launcher(tmp_path / str(number)) for number in range(LAUNCHERS)]
+    codes = [launcher.wait(90) for launcher in launchers]
+
+    logs = "".join((tmp_path / str(number)).read_text() for number in range(LAUNCHERS))
+    assert codes == [0] * LAUNCHERS, logs
+    assert set(ContainerJob.objects.values_list("status", "attempt")) == {(Status.COMPLETED, 1)}, logs
+    wait_until(lambda: [event["status"] for event in events].count("die") >= JOBS)
+    events.sort(key=lambda event: event["timeNano"])
+    started = [event["Actor"]["Attributes"][JOB_LABEL] for event in events if event["status"] == "start"]
+    assert sorted(map(int, started)) == [job.pk for job in jobs]
+    alive = list(accumulate(1 if event["status"] == "start" else -1 for event in events))
+    assert 2 < max(alive) <= CAP
+    label = f"{INSTANCE_LABEL}={Installation.load().instance_id}"
+    assert engine.containers.list(all=True, filters={"label": label}) == []
