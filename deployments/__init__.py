@@ -1,0 +1,1 @@
+"""The Prefect deployments of the flows, and `python -m deployments`, which serves them."""

@@ -1,0 +1,70 @@
+"""Names, schedules, tags and limits, defined once. `prefect.yaml` says the same; a test holds the two together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.process_jobs import process_jobs
+
+from container_manager.conf import Settings
+from container_manager.models import DockerHost
+from container_manager.types import JOB_TAG
+from flows import _django  # noqa: F401 (sets Django up before anything else is imported)
+from flows.limits import LAUNCH_TAG, create_missing
+from flows.process_queue import process_queue
+
+#: Of the schedule, so that it stays the same one whatever else of it changes.
+SCHEDULE_SLUG = "poll"
+#: What scheduled passes may have alive at once: the tags' and the hosts' limits are meant to be the ones that bind.
+MAX_CONCURRENT = 100
+#: Launch tasks in flight. One would wait for the other's slot for up to seconds.
+LAUNCH_TASKS = 2
+TAGS = ("container-manager",)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One deployment; `interval_seconds` None: it runs when somebody asks for it."""
+
+    flow: Any
+    name: str
+    description: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    interval_seconds: int | None = None
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.flow.name}/{self.name}"
+
+    @property
+    def entrypoint(self) -> str:
+        """A module path, so that the package may have another name in the project that it lives in."""
+        flow_function: Callable[..., Any] = self.flow.fn
+        return f"{flow_function.__module__}:{flow_function.__name__}"
+
+
+def definitions(settings: Settings) -> tuple[Definition, ...]:
+    return (
+        Definition(
+            flow=process_queue,
+            name="scheduled",
+            description="Harvests what has ended and launches what is ready, again and again.",
+            parameters={"max_concurrent": MAX_CONCURRENT, "timeout": 30, "work_seconds": settings.WORK_SECONDS},
+            interval_seconds=settings.POLL_INTERVAL_SECONDS,
+        ),
+        Definition(
+            flow=process_jobs,
+            name="on-demand",
+            description="Does for single jobs, by id or by status, what their status asks for.",
+            parameters={},
+        ),
+    )
+
+
+def create_limits(*, reset: bool = False) -> dict[str, int]:
+    """Create the limits of the tags that every installation has, and never change one that was set by hand.
+
+    With `reset` that, too. Returns what was written. `container-job` begins as the slots of all active hosts.
+    """
+    slots = sum(DockerHost.objects.active().values_list("max_concurrent_jobs", flat=True))
+    return create_missing({LAUNCH_TAG: LAUNCH_TASKS, JOB_TAG: max(1, slots)}, reset=reset)

@@ -1,0 +1,1 @@
+"""`make demo`: eight jobs, from a file to the table of what became of them."""
