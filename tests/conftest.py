@@ -14,8 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.settings import SCRATCH
+
 # Prefect reads its settings when it is imported. Without a heartbeat a flow ends a second sooner.
 os.environ |= {
+    "PREFECT_HOME": str(SCRATCH / "prefect"),
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_FLOWS": '{"heartbeat_frequency": null}',
@@ -43,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    shutil.rmtree(settings.SCRATCH, ignore_errors=True)
+    shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 def missing(config: pytest.Config, part: str) -> None:

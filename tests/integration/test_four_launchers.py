@@ -4,13 +4,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 
 import docker
-import pytest
 from django.conf import settings
 from django.db import connection
 
@@ -18,6 +14,7 @@ from container_manager.engine import INSTANCE_LABEL, JOB_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation, Status
 from container_manager.queue import QueueManager
 from tests.conftest import ROOT, wait_until
+from tests.integration.conftest import most_alive
 
 JOBS, CAP, LAUNCHERS = 40, 10, 4
 
@@ -27,24 +24,6 @@ def database_url() -> str:
     if connection.vendor == "sqlite":
         return f"sqlite:///{database['NAME']}"
     return f"postgres://{database['USER']}@{database['HOST']}:{database['PORT']}/{database['NAME']}"
-
-
-@pytest.fixture
-def events(docker_host: DockerHost, engine: docker.DockerClient) -> Iterator[list[dict]]:
-    """What happens to this installation's containers, as it happens: the Engine remembers only 256 events."""
-    label = f"{INSTANCE_LABEL}={Installation.load().instance_id}"
-    stream = engine.events(decode=True, filters={"type": "container", "label": label, "event": ["start", "die"]})
-    told: list[dict] = []
-
-    def listen() -> None:
-        for event in stream:
-            told.append(event)
-
-    listener = threading.Thread(target=listen)
-    listener.start()
-    yield told
-    stream.close()
-    listener.join(10)
 
 
 def start_launcher(log: Path) -> subprocess.Popen[bytes]:
@@ -73,10 +52,8 @@ def test_four_launchers_start_each_job_once_and_keep_to_the_cap(
     assert codes == [0] * LAUNCHERS, logs
     assert set(ContainerJob.objects.values_list("status", "attempt")) == {(Status.COMPLETED, 1)}, logs
     wait_until(lambda: [event["status"] for event in events].count("die") >= JOBS)
-    events.sort(key=lambda event: event["timeNano"])
     started = [event["Actor"]["Attributes"][JOB_LABEL] for event in events if event["status"] == "start"]
     assert sorted(map(int, started)) == [job.pk for job in jobs]
-    alive = list(accumulate(1 if event["status"] == "start" else -1 for event in events))
-    assert 2 < max(alive) <= CAP
+    assert 2 < most_alive(events) <= CAP
     label = f"{INSTANCE_LABEL}={Installation.load().instance_id}"
     assert engine.containers.list(all=True, filters={"label": label}) == []
