@@ -19,7 +19,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def returning(value: str, *calls: Call) -> Steps[str]:
-    yield from calls
+    for call in calls:  # noqa: UP028 (a tuple's iterator can't be sent a value)
+        yield call
     return value
 
 
