@@ -1,6 +1,7 @@
 """What an Engine, or what stands in its place, answers, and the one class of ours that each caller then sees."""
 
 import gc
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,19 +169,29 @@ def test_a_host_that_comes_back_is_reached_again(server: FakeServer, engine: Doc
 
 
 @pytest.mark.parametrize(
-    ("base_url", "content", "kind"),
+    ("base_url", "kind"),
     [
-        ("tcp://127.0.0.1:{port}", "", HostUnavailable),
-        ("tcp://127.0.0.1:{port}", "no certificate", HostMisconfigured),
-        ("ftp://127.0.0.1", "", HostMisconfigured),
-        ("tcp://127.0.0.1:99999", "", HostMisconfigured),
+        (f"tcp://127.0.0.1:{free_port()}", HostUnavailable),
+        ("ftp://127.0.0.1", HostMisconfigured),
+        ("tcp://127.0.0.1:99999", HostMisconfigured),
     ],
+    ids=["refused", "scheme", "port"],
 )
-def test_an_address_or_certificate_that_is_no_use(
-    tmp_path: Path, base_url: str, content: str, kind: type[EngineError]
-) -> None:
-    (tmp_path / "file.pem").write_text(content)
-    paths = dict.fromkeys(["tls_ca_path", "tls_cert_path", "tls_key_path"], str(tmp_path / "file.pem") * bool(content))
-    address = EngineAddress(base_url=base_url.format(port=free_port()), **paths)
+def test_an_address_that_is_no_use(base_url: str, kind: type[EngineError]) -> None:
+    engine = DockerEngine(EngineAddress(base_url=base_url), TIMEOUT)
 
-    assert raised("create", DockerEngine(address, TIMEOUT)) is kind
+    assert raised("create", engine) is kind
+
+
+@pytest.mark.parametrize("content", ["no certificate", None], ids=["garbage", "missing"])
+def test_a_certificate_that_is_no_use(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "file.pem"
+    if content:
+        file.write_text(content)
+    paths = dict.fromkeys(["tls_ca_path", "tls_cert_path", "tls_key_path"], str(file))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = EngineAddress(base_url=f"tcp://127.0.0.1:{listener.getsockname()[1]}", **paths)
+        kind = raised("create", DockerEngine(address, TIMEOUT))
+
+    assert kind is HostMisconfigured
