@@ -1,17 +1,40 @@
 """One job at a time, for the command's legacy mode and for people."""
 
+from typing import Literal
+
 from django.core.exceptions import ValidationError
+from django.db.models import Q
+from django.db.models.functions import Now
 
 from .exceptions import ContainerManagerError
-from .models import ALIVE, LEASED, ContainerJob, Status
+from .models import ALIVE, LEASED, ContainerJob, ContainerJobQuerySet, Status
 from .policy import describe
 from .queue import QueueManager, queue_manager
 from .types import ProcessResult
+
+#: What people name a group of jobs by.
+StatusGroup = Literal["pending", "running", "failed"]
+
+_IN_GROUP: dict[StatusGroup, Q] = {
+    # What waits for nothing but a slot.
+    "pending": Q(status__in=(Status.PENDING, Status.QUEUED)) | Q(status=Status.SCHEDULED, scheduled_for__lte=Now()),
+    "running": Q(slot_host__isnull=False),
+    "failed": Q(status=Status.FAILED),
+}
 
 
 class JobService:
     def __init__(self, queue: QueueManager) -> None:
         self._queue = queue
+
+    def select(self, *, job_id: int | None = None, status: StatusGroup | None = None) -> ContainerJobQuerySet:
+        """The jobs that are meant, in the order of their ids; without arguments those that are alive."""
+        jobs: ContainerJobQuerySet = ContainerJob.objects.order_by("pk")
+        if job_id is not None:
+            jobs = jobs.filter(pk=job_id)
+        if status is not None or job_id is None:
+            jobs = jobs.filter(_IN_GROUP[status or "running"])
+        return jobs
 
     def process_job(
         self, job: ContainerJob, *, max_concurrent: int = 5, timeout: float = 30, always_retry: bool = False

@@ -3,7 +3,7 @@
 import re
 import shlex
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -420,3 +420,42 @@ class QueueMetrics(Frozen):
     launch_failed: int
     oldest_wait_seconds: float | None
     hosts: tuple[HostLoad, ...]
+
+
+class ProcessedJob(Frozen):
+    """What legacy mode did with one job; `status` is the one that it was found in."""
+
+    job_id: int
+    status: str
+    success: bool
+    error: str = ""
+    message: str = ""
+    #: an exception, such as the database's, cut the work on the job short.
+    was_raised: bool = False
+
+
+class ProcessReport(Frozen):
+    """What one `process-jobs` flow run did, in the order of the jobs' ids."""
+
+    jobs: tuple[ProcessedJob, ...] = ()
+
+    @property
+    def processed(self) -> int:
+        return sum(job.success for job in self.jobs)
+
+    @property
+    def errors(self) -> tuple[JobError, ...]:
+        return tuple(JobError(job_id=job.job_id, error=job.error) for job in self.jobs if not job.success)
+
+
+ReportT = TypeVar("ReportT", LoopStats, ProcessReport)
+
+
+class FlowRunReport(Frozen, Generic[ReportT]):
+    """A flow run that has completed, wherever it ran."""
+
+    via: Literal["deployment", "inline"]
+    flow_run_id: str
+    state_name: str
+    state_type: str
+    report: ReportT

@@ -12,6 +12,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectNotFound
 
+from container_manager.queue import queue_manager
 from container_manager.types import HOST_TAG_PREFIX, JOB_TAG, Frozen, Limits
 
 #: Prefect's own limit on launch tasks in flight.
@@ -69,6 +70,14 @@ def read() -> tuple[Limits | None, LaunchSlots]:
         },
     )
     return None if is_temporary else limits, slots
+
+
+def refresh() -> LaunchSlots:
+    """Read the limits and keep them for the claim; the slots for launch tasks."""
+    now, slots = read()
+    if now is not None:
+        queue_manager.keep_limits(now)
+    return slots
 
 
 def create_missing(wanted: dict[str, int], *, reset: bool = False) -> dict[str, int]:

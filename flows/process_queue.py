@@ -55,9 +55,7 @@ def process_queue(
 
 def _launch_within_limits(max_concurrent: int, timeout: float) -> BatchResult:
     """The launch task, unless it would have to wait for a slot of its tag: that wait has no bound."""
-    now, slots = limits.read()
-    if now is not None:
-        queue_manager.keep_limits(now)
+    slots = limits.refresh()
     if slots.is_full:
         return BatchResult(limit=str(slots), throttled=True)
     capacity = queue_manager.capacity(max_concurrent)

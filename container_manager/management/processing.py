@@ -1,0 +1,264 @@
+"""The command's work: it triggers flow runs, waits for them, and tells what they did."""
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from django.core.management.base import CommandError
+from django.db import close_old_connections
+from django.db.utils import Error as DatabaseError
+
+from container_manager.conf import get_settings
+from container_manager.exceptions import ContainerManagerError, ShuttingDown
+from container_manager.services import StatusGroup, job_service
+from container_manager.shutdown import stopping_when
+from container_manager.types import FlowRunReport, LoopStats, ProcessReport
+
+from .background import TICK_SECONDS, in_background
+from .queue_report import (
+    Console,
+    counted,
+    error_lines,
+    job_lines,
+    legacy_json,
+    processed_lines,
+    queue_json,
+    status_line,
+)
+from .signals import SignalWatch
+
+#: What may keep a flow run from being run, and from which the next may be spared.
+FAILURES = (ContainerManagerError, DatabaseError, OSError)
+#: seconds; the longest wait after flow runs failed again and again.
+MAX_BACKOFF_SECONDS = 60
+KEPT_ERRORS = 20
+#: Exit codes that Django's own do not cover.
+JOB_ERRORED = 3
+
+_T = TypeVar("_T")
+
+
+class FlowRunFailed(ContainerManagerError):
+    """A flow run was made and did not end well."""
+
+    def __init__(self, message: str, flow_run_id: str) -> None:
+        super().__init__(message)
+        self.flow_run_id = flow_run_id
+
+
+class FlowRuns(Protocol):
+    """Runs one flow run to its end, in whatever place. `current` names the one that a worker is at."""
+
+    current: str
+
+    def process_queue(self, parameters: dict[str, Any]) -> FlowRunReport[LoopStats]: ...
+    def process_jobs(self, parameters: dict[str, Any]) -> FlowRunReport[ProcessReport]: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    max_concurrent: int = 5
+    poll_interval: int = 10
+    timeout: int = 30
+    shutdown_timeout: int = 30
+    verbose: bool = False
+
+
+class Processor:
+    """What both modes share: flow runs in the background, signals in front."""
+
+    def __init__(self, runs: FlowRuns, console: Console, watch: SignalWatch, options: Options) -> None:
+        self.runs, self.console, self.watch, self.options = runs, console, watch, options
+        self.iterations = 0
+        self.launched = 0
+        self.error_count = 0
+        self.last_errors: deque[str] = deque(maxlen=KEPT_ERRORS)
+        self._stop_until: float | None = None
+
+    def wait_for(self, call: Callable[[], _T]) -> _T:
+        """What `call` returns, from a thread that learns of a stop through its context."""
+        with stopping_when(lambda: self.watch.is_stopping):
+            return in_background(call, self._tick_while_running)
+
+    def look_at_signals(self) -> None:
+        if self.watch.is_status_asked:
+            self.watch.is_status_asked = False
+            close_old_connections()
+            try:
+                self.console.say(status_line(self.iterations, self.launched, self.error_count))
+            except DatabaseError as e:
+                self.console.say(f"Queue status: unknown, the database failed: {one_line(e)}")
+        if self.watch.is_stopping and self._stop_until is None:
+            self._stop_until = time.monotonic() + self.options.shutdown_timeout
+            self.say_stopping()
+            self.watch.end_at_next()
+
+    def say_stopping(self) -> None:
+        name = signal.Signals(self.watch.stopped_by or signal.SIGTERM).name
+        self.console.say(f"Received {name}, shutting down gracefully...")
+
+    def _tick_while_running(self) -> None:
+        self.look_at_signals()
+        if self._stop_until is not None and time.monotonic() >= self._stop_until:
+            self._abandon()
+
+    def _abandon(self) -> NoReturn:
+        what = f"flow run {self.runs.current} goes on in its worker" if self.runs.current else "leases cover the rest"
+        self.console.complain(f"Not finished within {self.options.shutdown_timeout} s: {what}")
+        os._exit(1)
+
+
+class QueueProcessor(Processor):
+    """Queue mode: `process-queue` flow runs, one or one after the other."""
+
+    def once(self) -> None:
+        try:
+            run = self._run_once(work_seconds=0)
+        except ShuttingDown:
+            self.console.say("Processed queue: launched 0 jobs")
+            return
+        except FAILURES as e:
+            raise CommandError(f"Command failed: {one_line(e)}") from e
+        stats = run.report
+        self.console.say(f"Processed queue: launched {stats.jobs_launched} jobs")
+        if stats.error_count:
+            self.console.say(f"Encountered {stats.error_count} errors:")
+            for line in error_lines(stats.errors):
+                self.console.say(line)
+        if stats.failed_ids:
+            raise CommandError(
+                f"{counted(len(stats.failed_ids), 'job')} failed to launch: {', '.join(map(str, stats.failed_ids))}",
+                returncode=JOB_ERRORED,
+            )
+
+    def continuously(self) -> None:
+        """Until a signal. A flow run that fails is told of once, and tried again after a while."""
+        # A run that stays for a while refills its slots as they get free, not at the next poll.
+        work_seconds = min(get_settings().WORK_SECONDS, 0.8 * self.options.poll_interval)
+        failures, failed_with = 0, ""
+        self.look_at_signals()
+        while not self.watch.is_stopping:
+            began = time.monotonic()
+            try:
+                self._run_once(work_seconds)
+            except ShuttingDown:
+                break
+            except FAILURES as e:
+                failures += 1
+                if failed_with != type(e).__name__:
+                    failed_with = type(e).__name__
+                    self.console.complain(f"Queue processing failed: {one_line(e)}")
+                self._pause(max(self.options.poll_interval, min(2.0**failures, MAX_BACKOFF_SECONDS)))
+            else:
+                if failures:
+                    self.console.complain(f"Queue processing works again, after {counted(failures, 'failure')}")
+                failures, failed_with = 0, ""
+                self._pause(began + self.options.poll_interval - time.monotonic())
+        self.console.say(
+            f"Queue processor finished. Processed {self.iterations} iterations, launched {self.launched} jobs"
+        )
+        if self.error_count:
+            self.console.say(f"Encountered {self.error_count} errors during processing")
+            for line in self.last_errors:
+                self.console.say(line)
+
+    def _run_once(self, work_seconds: float) -> FlowRunReport[LoopStats]:
+        parameters = {
+            "max_concurrent": self.options.max_concurrent,
+            "timeout": self.options.timeout,
+            "work_seconds": work_seconds,
+        }
+        try:
+            run = self.wait_for(lambda: self.runs.process_queue(parameters))
+        except FlowRunFailed as e:
+            self.iterations += 1
+            self._remember(1, [f"  - Flow run: {one_line(e)}"])
+            self.console.emit(_failed_json(e))
+            raise
+        stats = run.report
+        self.iterations += 1
+        self.launched += stats.jobs_launched
+        self._remember(stats.error_count, error_lines(stats.errors))
+        self.console.emit(queue_json(run, JOB_ERRORED if stats.failed_ids else 0))
+        if self.options.verbose:
+            for line in (f"Flow run {run.flow_run_id}: {run.state_name}", *job_lines(stats), *stats.anomalies):
+                self.console.say(line)
+        return run
+
+    def _remember(self, count: int, lines: list[str]) -> None:
+        self.error_count += count
+        self.last_errors.extend(lines)
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self.watch.is_stopping and (left := until - time.monotonic()) > 0:
+            time.sleep(min(TICK_SECONDS, left))
+            self.look_at_signals()
+        self.look_at_signals()
+
+
+class JobProcessor(Processor):
+    """Legacy mode: single jobs, in one `process-jobs` flow run."""
+
+    def process(self, job_id: int | None, status: StatusGroup | None, *, fail_on_error: bool) -> None:
+        found = job_service.select(job_id=job_id, status=status).count()
+        if not found:
+            tell_nothing_found(self.console, job_id)
+            self.console.emit(legacy_json(ProcessReport()))
+            return
+        self.console.say(f"Found {found} job(s) to process")
+        parameters = {
+            "job_id": job_id,
+            "status": status,
+            "max_concurrent": self.options.max_concurrent,
+            "timeout": self.options.timeout,
+        }
+        try:
+            report = self.wait_for(lambda: self.runs.process_jobs(parameters)).report
+        except ShuttingDown:
+            report = ProcessReport()
+        except FAILURES as e:
+            raise CommandError(f"Command failed: {one_line(e)}") from e
+        self._tell(report)
+        if self.watch.is_stopping:
+            return
+        if fail_on_error and report.errors:
+            raise CommandError(f"{counted(len(report.errors), 'job')} errored", returncode=JOB_ERRORED)
+
+    def say_stopping(self) -> None:
+        self.console.say("Interrupted by user")
+
+    def _tell(self, report: ProcessReport) -> None:
+        for job in report.jobs:
+            for line in processed_lines(job, verbose=self.options.verbose):
+                self.console.say(line)
+        self.console.say(f"Processed: {report.processed} jobs, Errors: {len(report.errors)}")
+        self.console.emit(legacy_json(report))
+
+
+def tell_nothing_found(console: Console, job_id: int | None) -> None:
+    console.say("No jobs found to process")
+    if job_id is not None and not job_service.select(job_id=job_id).exists():
+        console.complain(f"No job with id {job_id}")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _failed_json(error: FlowRunFailed) -> dict[str, Any]:
+    return {
+        "mode": "queue",
+        "via": "",
+        "flow_run_id": error.flow_run_id,
+        "launched": 0,
+        "job_ids": [],
+        "errors": [{"job_id": None, "error": one_line(error)}],
+        "limit": "",
+        "exit_code": 1,
+    }

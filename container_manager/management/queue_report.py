@@ -1,0 +1,159 @@
+"""What the command says: its words, and the same as JSON."""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from django.core.management.base import OutputWrapper
+from django.utils import timezone
+
+from container_manager import capacity
+from container_manager.capacity import Capacity
+from container_manager.models import ContainerJob, DockerHost, Installation
+from container_manager.queue import queue_manager
+from container_manager.types import FlowRunReport, JobError, LoopStats, ProcessedJob, ProcessReport
+
+#: The dry run looks no further for jobs that may start: the first ones may all be pinned to full hosts.
+_LOOK_AHEAD = 500
+
+
+class Console:
+    """Prose goes to stdout, or to stderr where stdout is for JSON. Every line is out at once."""
+
+    def __init__(self, stdout: OutputWrapper, stderr: OutputWrapper, *, as_json: bool) -> None:
+        self._stdout, self._stderr, self._as_json = stdout, stderr, as_json
+
+    def say(self, line: str) -> None:
+        _write(self._stderr if self._as_json else self._stdout, line)
+
+    def complain(self, line: str) -> None:
+        _write(self._stderr, line)
+
+    def emit(self, value: dict[str, Any]) -> None:
+        if self._as_json:
+            _write(self._stdout, json.dumps(value, default=str))
+
+
+def _write(stream: OutputWrapper, line: str) -> None:
+    stream.write(line, style_func=str)
+    stream.flush()
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def error_lines(errors: Iterable[JobError]) -> list[str]:
+    return [f"  - Job {error.job_id}: {error.error}" for error in errors]
+
+
+def job_lines(stats: LoopStats) -> list[str]:
+    """A line per job, for `--verbose`."""
+    ended = [
+        f"  - Job {job.job_id}: {job.status}" + (f" ({job.error or job.reason})" if job.reason else "")
+        for job in stats.ended
+    ]
+    return [f"  - Job {job_id}: launched" for job_id in stats.job_ids] + ended
+
+
+def queue_json(run: FlowRunReport[LoopStats], exit_code: int) -> dict[str, Any]:
+    return {
+        "mode": "queue",
+        "via": run.via,
+        "flow_run_id": run.flow_run_id,
+        "launched": run.report.jobs_launched,
+        "job_ids": list(run.report.job_ids),
+        "errors": [error.model_dump() for error in run.report.errors],
+        "limit": run.report.limit,
+        "exit_code": exit_code,
+    }
+
+
+def legacy_json(report: ProcessReport) -> dict[str, Any]:
+    return {
+        "mode": "legacy",
+        "processed": report.processed,
+        "errors": [error.model_dump() for error in report.errors],
+    }
+
+
+def processed_lines(job: ProcessedJob, *, verbose: bool) -> list[str]:
+    if not job.success:
+        last = f"{'Error processing' if job.was_raised else 'Failed to process'} job {job.job_id}: {job.error}"
+        return [f"Processing job {job.job_id} ({job.status})", last] if verbose else [last]
+    if not verbose:
+        return []
+    what = f": {job.message}" if job.message else ""
+    return [f"Processing job {job.job_id} ({job.status})", f"Successfully processed job {job.job_id}{what}"]
+
+
+def binding_limit(max_concurrent: int) -> str:
+    """What keeps, or will keep, more containers from running, by what the database knows."""
+    now = free_slots(max_concurrent)
+    if now.is_full:
+        return now.limit
+    return re.sub(r", (\d+) of \1(?=;|$)", r", \1", now.binding.removeprefix("limit reached: "))
+
+
+def free_slots(max_concurrent: int) -> Capacity:
+    """As `queue_manager.capacity`, but it writes nothing: on a new database the Installation row is missing."""
+    installation = Installation.objects.filter(pk=1).first() or Installation()
+    reachable = set(DockerHost.objects.active().filter(last_error="").values_list("pk", flat=True))
+    return capacity.measure(max_concurrent, installation.tag_limits, reachable)
+
+
+def show_dry_run(console: Console, max_concurrent: int) -> None:
+    metrics = queue_manager.get_worker_metrics()
+    slots = free_slots(max_concurrent)
+    jobs = _next_jobs(slots)
+    console.say("Queue Status (dry run):")
+    console.say(f"  Ready to launch now: {metrics.ready_now}")
+    console.say(f"  Scheduled for future: {metrics.scheduled_future}")
+    console.say(f"  Currently running: {metrics.running}")
+    console.say(f"  Launch failed: {metrics.launch_failed}")
+    console.say("")
+    reason = ""
+    if not metrics.ready_now:
+        console.say("No jobs ready for launch")
+    elif not jobs:
+        reason = slots.limit or "the ready jobs are pinned to hosts that are full, inactive or not reachable"
+        console.say(f"No jobs would be launched now: {reason}")
+    else:
+        console.say(f"Next {len(jobs)} job(s) that would be launched:")
+        for job in jobs:
+            console.say(f"  - Job {job.pk}: {job.label} (priority={job.priority}, queued={_clock(job)})")
+    console.emit(
+        {
+            "mode": "dry-run",
+            **metrics.model_dump(mode="json"),
+            "next": [{"job_id": job.pk, "name": job.label, "priority": job.priority} for job in jobs],
+            "limit": reason or slots.binding,
+        }
+    )
+
+
+def _next_jobs(slots: Capacity) -> list[ContainerJob]:
+    """The jobs that the claim would take, in its order, without taking them."""
+    if slots.is_full:
+        return []
+    free, left, chosen = dict(slots.free), slots.slots, []
+    for job in queue_manager.get_ready_jobs(limit=slots.slots + _LOOK_AHEAD):
+        host_id = job.pinned_host_id or max(free, key=lambda pk: (free[pk], -pk))
+        if free.get(host_id, 0) > 0:
+            free[host_id] -= 1
+            chosen.append(job)
+            if len(chosen) == left:
+                break
+    return chosen
+
+
+def _clock(job: ContainerJob) -> str:
+    at = job.queued_at or job.scheduled_for
+    return f"{timezone.localtime(at):%H:%M:%S}" if at else "-"
+
+
+def status_line(iterations: int, launched: int, error_count: int) -> str:
+    metrics = queue_manager.get_worker_metrics().model_dump(mode="json", exclude={"hosts"})
+    seen = {"iterations": iterations, "launched": launched, "errors": error_count}
+    return f"Queue status: {json.dumps(metrics | seen)}"

@@ -1,0 +1,205 @@
+"""Runs a flow in this process, recorded at the configured Prefect API or on a temporary server of our own."""
+
+from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
+
+import atexit
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import PrefectException
+from prefect.flows import Flow
+from prefect.logging.configuration import setup_logging
+from prefect.logging.handlers import APILogHandler, APILogWorker, PrefectConsoleHandler
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    get_current_settings,
+    temporary_settings,
+)
+
+from container_manager import shutdown
+from container_manager.exceptions import ShuttingDown
+from container_manager.types import FlowRunReport, ReportT
+
+from . import limits
+from .triggering import ApiRefused, FlowRunError, FlowRunFailed, check_api, report_of
+
+logger = logging.getLogger("container_manager.flows")
+
+#: seconds; on a new database the server makes its tables first, which takes eight on two cores.
+START_SECONDS = 90
+#: seconds; for the last logs and events of a run.
+DRAIN_SECONDS = 5
+STOP_SECONDS = 5
+
+#: The server ends with us, however we end: nobody else holds the other end of its standard input.
+_SERVER = """
+import os, socket, sys, threading
+import uvicorn
+
+def end_with_parent():
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+threading.Thread(target=end_with_parent, daemon=True).start()
+config = uvicorn.Config(
+    "prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on", timeout_graceful_shutdown=2
+)
+uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+"""
+
+
+class TemporaryServer:
+    """A Prefect server of this process, on loopback; started when it is first needed, and again if it has died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self.url = ""
+
+    def ensure(self) -> str:
+        """Its API's URL. In a session of its own, so that Ctrl-C and a group's signals don't end it before us."""
+        if self._process is not None and self._process.poll() is None:
+            return self.url
+        self.stop()
+        logger.info("starting a temporary Prefect server")
+        atexit.register(self.stop)
+        self._folder = Path(tempfile.mkdtemp(prefix="container-manager-prefect-"))
+        with socket.create_server(("127.0.0.1", 0)) as listener, (self._folder / "server.log").open("wb") as log:
+            # Bound before it starts, so that nothing else can take the port meanwhile.
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            self._process = subprocess.Popen(  # noqa: S603 (our own program, no shell)
+                [sys.executable, "-c", _SERVER, str(listener.fileno())],
+                env=_environment(url),
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._wait_until_ready(self._process, url)
+        self.url = url
+        return url
+
+    def stop(self) -> None:
+        """End it, after the last logs and events were sent."""
+        process, folder, self._process, self._folder = self._process, self._folder, None, None
+        atexit.unregister(self.stop)
+        if process is not None:
+            if process.poll() is None:
+                APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+                EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+                process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdin:
+                process.stdin.close()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _wait_until_ready(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+        until = time.monotonic() + START_SECONDS
+        while True:
+            if shutdown.is_stopping():
+                raise ShuttingDown
+            if process.poll() is not None or time.monotonic() > until:
+                raise ApiRefused(f"the temporary Prefect server did not start: {self._last_words()}")
+            try:
+                # The listener is open from the start: what is asked too early waits.
+                if httpx.get(f"{url}/health", timeout=0.5, trust_env=False).is_success:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.05)
+
+    def _last_words(self) -> str:
+        text = (self._folder / "server.log").read_text(errors="replace") if self._folder else ""
+        return " ".join(text[-500:].split()) or "it said nothing"
+
+
+def _environment(url: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        **get_current_settings().to_environment_variables(exclude_unset=True),
+        "PREFECT_API_URL": url,
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+        # Its own default forgets who holds a slot of a limit.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    }
+
+
+server = TemporaryServer()
+
+
+def run(flow: "Flow[..., Any]", parameters: dict[str, Any], report_type: type[ReportT]) -> FlowRunReport[ReportT]:
+    """Run the flow in this thread, which must not be the main one: there Prefect would take the signal handlers."""
+    with recorded():
+        if shutdown.is_stopping():
+            raise ShuttingDown
+        try:
+            state: Any = flow(**parameters, return_state=True)
+        except (httpx.HTTPError, PrefectException) as e:
+            # The run may have done its work; what is lost is its record.
+            raise FlowRunFailed(f"the flow run could not be recorded: {e or type(e).__name__}") from e
+        return report_of(state, "inline", report_type)
+
+
+class Record(NamedTuple):
+    """Where flow runs are recorded, and why not at the configured API if they are not."""
+
+    where: str
+    problem: str = ""
+
+
+@contextmanager
+def recorded() -> Iterator[Record]:
+    """Within, flow runs are recorded, and tags' limits read, at the configured API if it answers, else on our server.
+
+    The heartbeat's thread would hold up the end of each run by a second.
+    """
+    try:
+        where = check_api()
+    except FlowRunError as e:
+        url = server.ensure()
+        with (
+            temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+            limits.on_temporary_server(),
+        ):
+            yield Record("a temporary server that ends with this command", str(e))
+        return
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield Record(where)
+
+
+def quiet_console(level: int = logging.WARNING) -> None:
+    """Keep Prefect's lines below `level` off the console; the server gets them all the same.
+
+    It also shows what the project's own handlers show already: that is left to them.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", logging.getLevelName(level))
+    setup_logging()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler) and _is_not_ours not in handler.filters:
+            handler.addFilter(_is_not_ours)
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    name = "container_manager"
+    has_own = any(not isinstance(handler, APILogHandler) for handler in logging.getLogger(name).handlers)
+    return not (has_own and record.name.startswith(name))
