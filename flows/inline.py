@@ -34,7 +34,8 @@ from container_manager.exceptions import ShuttingDown
 from container_manager.types import FlowRunReport, ReportT
 
 from . import limits
-from .triggering import ApiRefused, FlowRunError, FlowRunFailed, check_api, report_of
+from .api import ApiRefused, FlowRunError, check_api
+from .triggering import FlowRunFailed, report_of
 
 logger = logging.getLogger("container_manager.flows")
 

@@ -22,7 +22,7 @@ _Report = TypeVar("_Report", bound=BaseModel)
 
 def completed(summary: str, report: _Report, *, name: str = "Completed") -> "State[_Report]":
     """A state that carries the report both ways: as data in this process, as JSON in the message's last line."""
-    return Completed(name=name, message=f"{summary}\n{report.model_dump_json()}", data=report)
+    return Completed(name=name, message=f"{summary}\n{report.model_dump_json(exclude_defaults=True)}", data=report)
 
 
 def summary_of(stats: LoopStats) -> str:

@@ -2,30 +2,27 @@
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import copy_context
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta, UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_UI_URL, temporary_settings
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
 from container_manager import shutdown
-from container_manager.exceptions import ContainerManagerError, ShuttingDown
+from container_manager.exceptions import ShuttingDown
 from container_manager.types import FlowRunReport, ReportT
 
-#: seconds; an API that has not answered by then counts as away.
-PROBE_SECONDS = 3
+from .api import FlowRunError, connected, detail_of, probe, translated
+
 #: seconds; a deployment that was polled longer ago has nobody who runs it.
 POLLED_SECONDS = 30
 #: seconds; between two looks at a flow run.
@@ -34,32 +31,6 @@ POLL_SECONDS = 0.5
 REQUEST_SECONDS = 10
 #: seconds; how long the API may be away while a flow run is waited for.
 PATIENCE_SECONDS = 60
-
-_T = TypeVar("_T")
-
-
-class FlowRunError(ContainerManagerError):
-    """The flow run could not be run."""
-
-
-class ApiNotConfigured(FlowRunError):
-    """no Prefect API is configured: set PREFECT_API_URL, or run `prefect config set PREFECT_API_URL=…`"""
-
-
-class ApiRefused(FlowRunError):
-    """The Prefect API can't be reached."""
-
-
-class ApiSilent(FlowRunError):
-    """The Prefect API does not answer."""
-
-
-class ApiFailed(FlowRunError):
-    """The Prefect API answers with an error."""
-
-
-class AccessDenied(FlowRunError):
-    """The Prefect API refuses the authentication."""
 
 
 class DeploymentMissing(FlowRunError):
@@ -86,15 +57,9 @@ class FlowRunFailed(FlowRunError):
         self.flow_run_id = flow_run_id
 
 
-def check_api() -> str:
-    """Where the runs can be watched, if the configured API answers us in time; else a `FlowRunError` says why not."""
-    _probe(lambda client: client.hello())
-    return str(PREFECT_UI_URL.value() or PREFECT_API_URL.value()).removesuffix("/api")
-
-
 def check_deployment(name: str) -> None:
     """Return if somebody is there who runs the deployment's flow runs; raises a `FlowRunError` otherwise."""
-    _probe(lambda client: _check_attended(client, name))
+    probe(lambda client: _check_attended(client, name))
 
 
 def how_to_start(deployment: DeploymentResponse | None) -> str:
@@ -116,7 +81,7 @@ def run_deployment(
     One that nobody picks up, within the time or before we are asked to stop, is cancelled: `NotPickedUp`,
     `ShuttingDown`. One that was picked up is waited for in any case. `on_created` is told its name and id.
     """
-    with _translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}), _client(REQUEST_SECONDS) as client:
+    with translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}), connected(REQUEST_SECONDS) as client:
         deployment, _ = _read_deployment(client, name)
         flow_run = _create(client, deployment, name, parameters)
         on_created(f"{flow_run.name} ({flow_run.id})")
@@ -149,7 +114,7 @@ def _create(
         return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
     except httpx.HTTPStatusError as e:
         if e.response.status_code in (409, 422):
-            raise ParameterRefused(f"deployment {name} refuses the parameters: {_detail(e.response)}") from e
+            raise ParameterRefused(f"deployment {name} refuses the parameters: {detail_of(e.response)}") from e
         raise
 
 
@@ -233,70 +198,3 @@ def _read_deployment(client: SyncPrefectClient, name: str) -> tuple[DeploymentRe
     with suppress(KeyError, ValueError):
         now = parsedate_to_datetime(response.headers["date"])
     return DeploymentResponse.model_validate(response.json()), now
-
-
-@contextmanager
-def _client(seconds: float) -> Iterator[SyncPrefectClient]:
-    if not PREFECT_API_URL.value():
-        raise ApiNotConfigured
-    with get_client(httpx_settings={"timeout": seconds}, sync_client=True) as client:
-        yield client
-
-
-def _probe(ask: Callable[[SyncPrefectClient], Any]) -> None:
-    """Ask within the time in any case: neither a name that can't be resolved nor a dead route holds us up."""
-    problems: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            with _translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), _client(PROBE_SECONDS) as client:
-                ask(client)
-        except ContainerManagerError as e:
-            problems.append(e)
-
-    thread = threading.Thread(target=copy_context().run, args=(run,), name="probe-prefect", daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    if thread.is_alive():
-        raise ApiSilent(_silence())
-    if problems:
-        raise problems[0]
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Foreign errors as ours, by their types and status codes."""
-    try:
-        yield
-    except httpx.TimeoutException as e:
-        raise ApiSilent(_silence()) from e
-    except httpx.HTTPStatusError as e:
-        status = e.response.status_code
-        if status in (401, 403):
-            raise AccessDenied(
-                f"the Prefect API at {PREFECT_API_URL.value()} refuses the authentication (HTTP {status}): set "
-                "PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
-            ) from e
-        raise ApiFailed(
-            f"the Prefect API at {PREFECT_API_URL.value()} answers HTTP {status}: {_detail(e.response)}"
-        ) from e
-    except ObjectNotFound as e:
-        raise ApiFailed(f"the Prefect server no longer has what was asked for: {e}") from e
-    except (httpx.HTTPError, httpx.InvalidURL) as e:
-        raise ApiRefused(
-            f"the Prefect API at {PREFECT_API_URL.value()} can't be reached ({str(e) or type(e).__name__}): "
-            "is `prefect server start` running?"
-        ) from e
-
-
-def _silence() -> str:
-    return f"the Prefect API at {PREFECT_API_URL.value()} does not answer within {PROBE_SECONDS} s"
-
-
-def _detail(response: httpx.Response) -> str:
-    try:
-        body = response.json()
-    except ValueError:
-        return response.reason_phrase
-    detail = body.get("detail", body) if isinstance(body, dict) else body
-    return " ".join(str(detail).split())[:500]

@@ -30,6 +30,8 @@ import requests
 from django.conf import settings
 from django.db import connections
 from django.test.utils import setup_databases, teardown_databases
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 
 from container_manager.engine import INSTANCE_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation, JobAttempt
@@ -69,6 +71,14 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def database_url() -> str:
+    """The database that is `default` now, for a process with the site's own settings."""
+    database = connections["default"].settings_dict
+    if connections["default"].vendor == "sqlite":
+        return f"sqlite:///{database['NAME']}"
+    return f"postgres://{database['USER']}@{database['HOST']}:{database['PORT']}/{database['NAME']}"
 
 
 @pytest.fixture(scope="session")
@@ -179,6 +189,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         wait_until(is_ready, 90)
         yield url
+        # What this process still has to tell it would fail once it is gone.
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
     finally:
         server.terminate()
         try:

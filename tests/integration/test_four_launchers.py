@@ -8,22 +8,14 @@ from pathlib import Path
 
 import docker
 from django.conf import settings
-from django.db import connection
 
 from container_manager.engine import INSTANCE_LABEL, JOB_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation, Status
 from container_manager.queue import QueueManager
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, database_url, wait_until
 from tests.integration.conftest import most_alive
 
 JOBS, CAP, LAUNCHERS = 40, 10, 4
-
-
-def database_url() -> str:
-    database = connection.settings_dict
-    if connection.vendor == "sqlite":
-        return f"sqlite:///{database['NAME']}"
-    return f"postgres://{database['USER']}@{database['HOST']}:{database['PORT']}/{database['NAME']}"
 
 
 def start_launcher(log: Path) -> subprocess.Popen[bytes]:

@@ -1,0 +1,116 @@
+"""The configured Prefect API: whether it answers, and what is wrong if it does not."""
+
+from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_UI_URL, temporary_settings
+
+from container_manager.exceptions import ContainerManagerError
+
+#: seconds; an API that has not answered by then counts as away.
+PROBE_SECONDS = 3
+
+
+class FlowRunError(ContainerManagerError):
+    """The flow run could not be run."""
+
+
+class ApiNotConfigured(FlowRunError):
+    """no Prefect API is configured: set PREFECT_API_URL, or run `prefect config set PREFECT_API_URL=…`"""
+
+
+class ApiRefused(FlowRunError):
+    """The Prefect API can't be reached."""
+
+
+class ApiSilent(FlowRunError):
+    """The Prefect API does not answer."""
+
+
+class ApiFailed(FlowRunError):
+    """The Prefect API answers with an error."""
+
+
+class AccessDenied(FlowRunError):
+    """The Prefect API refuses the authentication."""
+
+
+def check_api() -> str:
+    """Where the runs can be watched, if the configured API answers us in time; else a `FlowRunError` says why not."""
+    probe(lambda client: client.hello())
+    return str(PREFECT_UI_URL.value() or PREFECT_API_URL.value()).removesuffix("/api")
+
+
+@contextmanager
+def connected(seconds: float) -> Iterator[SyncPrefectClient]:
+    if not PREFECT_API_URL.value():
+        raise ApiNotConfigured
+    with getconnected(httpx_settings={"timeout": seconds}, sync_client=True) as client:
+        yield client
+
+
+def probe(ask: Callable[[SyncPrefectClient], Any]) -> None:
+    """Ask within the time in any case: neither a name that can't be resolved nor a dead route holds us up."""
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), connected(PROBE_SECONDS) as client:
+                ask(client)
+        except ContainerManagerError as e:
+            problems.append(e)
+
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="probe-prefect", daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    if thread.is_alive():
+        raise ApiSilent(_silence())
+    if problems:
+        raise problems[0]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Foreign errors as ours, by their types and status codes."""
+    try:
+        yield
+    except httpx.TimeoutException as e:
+        raise ApiSilent(_silence()) from e
+    except httpx.HTTPStatusError as e:
+        status = e.response.status_code
+        if status in (401, 403):
+            raise AccessDenied(
+                f"the Prefect API at {PREFECT_API_URL.value()} refuses the authentication (HTTP {status}): set "
+                "PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+            ) from e
+        raise ApiFailed(
+            f"the Prefect API at {PREFECT_API_URL.value()} answers HTTP {status}: {detail_of(e.response)}"
+        ) from e
+    except ObjectNotFound as e:
+        raise ApiFailed(f"the Prefect server no longer has what was asked for: {e}") from e
+    except (httpx.HTTPError, httpx.InvalidURL) as e:
+        raise ApiRefused(
+            f"the Prefect API at {PREFECT_API_URL.value()} can't be reached ({str(e) or type(e).__name__}): "
+            "is `prefect server start` running?"
+        ) from e
+
+
+def _silence() -> str:
+    return f"the Prefect API at {PREFECT_API_URL.value()} does not answer within {PROBE_SECONDS} s"
+
+
+def detail_of(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+    except ValueError:
+        return response.reason_phrase
+    detail = body.get("detail", body) if isinstance(body, dict) else body
+    return " ".join(str(detail).split())[:500]
