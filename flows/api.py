@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_UI_URL, temporary_settings
 
@@ -53,28 +53,31 @@ def check_api() -> str:
 def connected(seconds: float) -> Iterator[SyncPrefectClient]:
     if not PREFECT_API_URL.value():
         raise ApiNotConfigured
-    with getconnected(httpx_settings={"timeout": seconds}, sync_client=True) as client:
+    with get_client(httpx_settings={"timeout": seconds}, sync_client=True) as client:
         yield client
 
 
 def probe(ask: Callable[[SyncPrefectClient], Any]) -> None:
     """Ask within the time in any case: neither a name that can't be resolved nor a dead route holds us up."""
-    problems: list[BaseException] = []
+    answers: list[FlowRunError | None] = []
 
     def run() -> None:
         try:
             with translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), connected(PROBE_SECONDS) as client:
                 ask(client)
-        except ContainerManagerError as e:
-            problems.append(e)
+        except FlowRunError as e:
+            answers.append(e)
+        else:
+            answers.append(None)
 
     thread = threading.Thread(target=copy_context().run, args=(run,), name="probe-prefect", daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
     if thread.is_alive():
         raise ApiSilent(_silence())
-    if problems:
-        raise problems[0]
+    answer = answers[0] if answers else FlowRunError("the Prefect API could not be asked: see above")
+    if answer is not None:
+        raise answer
 
 
 @contextmanager

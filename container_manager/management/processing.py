@@ -5,7 +5,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from django.core.management.base import CommandError
@@ -27,6 +27,8 @@ from .queue_report import (
     legacy_json,
     processed_lines,
     queue_json,
+    show_dry_run,
+    show_legacy_dry_run,
     status_line,
 )
 from .signals import SignalWatch
@@ -67,6 +69,10 @@ class Options:
     timeout: int = 30
     shutdown_timeout: int = 30
     verbose: bool = False
+
+    def for_legacy_mode(self) -> "Options":
+        """The caps are those of queue mode; the flags that set them are not legacy mode's."""
+        return replace(self, max_concurrent=Options.max_concurrent, poll_interval=Options.poll_interval)
 
 
 class Processor:
@@ -116,20 +122,31 @@ class Processor:
 class QueueProcessor(Processor):
     """Queue mode: `process-queue` flow runs, one or one after the other."""
 
+    def process(self, *, once: bool, dry_run: bool) -> None:
+        options = self.options
+        self.console.say(
+            f"Starting queue processor (max_concurrent={options.max_concurrent}, "
+            f"poll_interval={options.poll_interval}s, once={once})"
+        )
+        if dry_run:
+            show_dry_run(self.console, options.max_concurrent)
+        elif once:
+            self.once()
+        else:
+            self.continuously()
+
     def once(self) -> None:
         try:
-            run = self._run_once(work_seconds=0)
+            stats = self._run_once(work_seconds=0).report
         except ShuttingDown:
-            self.console.say("Processed queue: launched 0 jobs")
-            return
-        except FAILURES as e:
-            raise CommandError(f"Command failed: {one_line(e)}") from e
-        stats = run.report
+            stats = LoopStats()
         self.console.say(f"Processed queue: launched {stats.jobs_launched} jobs")
         if stats.error_count:
             self.console.say(f"Encountered {stats.error_count} errors:")
             for line in error_lines(stats.errors):
                 self.console.say(line)
+        if stats.limit:
+            self.console.say(stats.limit)
         if stats.failed_ids:
             raise CommandError(
                 f"{counted(len(stats.failed_ids), 'job')} failed to launch: {', '.join(map(str, stats.failed_ids))}",
@@ -205,46 +222,37 @@ class QueueProcessor(Processor):
 class JobProcessor(Processor):
     """Legacy mode: single jobs, in one `process-jobs` flow run."""
 
-    def process(self, job_id: int | None, status: StatusGroup | None, *, fail_on_error: bool) -> None:
-        found = job_service.select(job_id=job_id, status=status).count()
+    def process(self, job_id: int | None, status: StatusGroup | None, *, dry_run: bool, fail_on_error: bool) -> None:
+        jobs = job_service.select(job_id=job_id, status=status)
+        if dry_run:
+            show_legacy_dry_run(self.console, jobs)
+        found = jobs.count()
         if not found:
-            tell_nothing_found(self.console, job_id)
-            self.console.emit(legacy_json(ProcessReport()))
+            self.console.say("No jobs found to process")
+            if job_id is not None and not job_service.select(job_id=job_id).exists():
+                self.console.complain(f"No job with id {job_id}")
+        if dry_run:
             return
-        self.console.say(f"Found {found} job(s) to process")
-        parameters = {
-            "job_id": job_id,
-            "status": status,
-            "max_concurrent": self.options.max_concurrent,
-            "timeout": self.options.timeout,
-        }
-        try:
-            report = self.wait_for(lambda: self.runs.process_jobs(parameters)).report
-        except ShuttingDown:
-            report = ProcessReport()
-        except FAILURES as e:
-            raise CommandError(f"Command failed: {one_line(e)}") from e
-        self._tell(report)
-        if self.watch.is_stopping:
-            return
-        if fail_on_error and report.errors:
+        report = self._report(found, {"job_id": job_id, "status": status}) if found else ProcessReport()
+        self.console.emit(legacy_json(report))
+        if fail_on_error and report.errors and not self.watch.is_stopping:
             raise CommandError(f"{counted(len(report.errors), 'job')} errored", returncode=JOB_ERRORED)
 
     def say_stopping(self) -> None:
         self.console.say("Interrupted by user")
 
-    def _tell(self, report: ProcessReport) -> None:
+    def _report(self, found: int, parameters: dict[str, Any]) -> ProcessReport:
+        self.console.say(f"Found {found} job(s) to process")
+        parameters |= {"max_concurrent": self.options.max_concurrent, "timeout": self.options.timeout}
+        try:
+            report = self.wait_for(lambda: self.runs.process_jobs(parameters)).report
+        except ShuttingDown:
+            report = ProcessReport()
         for job in report.jobs:
             for line in processed_lines(job, verbose=self.options.verbose):
                 self.console.say(line)
         self.console.say(f"Processed: {report.processed} jobs, Errors: {len(report.errors)}")
-        self.console.emit(legacy_json(report))
-
-
-def tell_nothing_found(console: Console, job_id: int | None) -> None:
-    console.say("No jobs found to process")
-    if job_id is not None and not job_service.select(job_id=job_id).exists():
-        console.complain(f"No job with id {job_id}")
+        return report
 
 
 def one_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from container_manager import capacity
 from container_manager.capacity import Capacity
-from container_manager.models import ContainerJob, DockerHost, Installation
+from container_manager.models import ContainerJob, ContainerJobQuerySet, DockerHost, Installation
 from container_manager.queue import queue_manager
 from container_manager.types import FlowRunReport, JobError, LoopStats, ProcessedJob, ProcessReport
 
@@ -130,6 +130,17 @@ def show_dry_run(console: Console, max_concurrent: int) -> None:
             "next": [{"job_id": job.pk, "name": job.label, "priority": job.priority} for job in jobs],
             "limit": reason or slots.binding,
         }
+    )
+
+
+def show_legacy_dry_run(console: Console, jobs: ContainerJobQuerySet) -> None:
+    chosen = jobs.only("pk", "status", "name")
+    if chosen:
+        console.say(f"Found {len(chosen)} job(s) to process")
+    for job in chosen:
+        console.say(f"Would process: Job {job.pk} ({job.status}) - {job.label}")
+    console.emit(
+        {"mode": "dry-run", "next": [{"job_id": job.pk, "status": job.status, "name": job.label} for job in chosen]}
     )
 
 
