@@ -242,13 +242,14 @@ def test_a_container_is_removed_only_after_its_record_is_committed(docker_host: 
     class Witness(DockerEngine):
         def remove(self, container_id: str) -> None:
             # Another thread, hence another connection: it sees what is committed.
-            recorded.extend(JobAttempt.objects.filter(container_id=container_id).values_list("stdout", "job__status"))
+            rows = JobAttempt.objects.filter(container_id=container_id)
+            recorded.append(list(rows.values_list("stdout", "job__status")))
             connection.close()
             super().remove(container_id)
 
     run(QueueManager(Witness), command=["echo", "done"])
 
-    assert recorded == [("done\n", Status.COMPLETED)]
+    assert recorded == [[("done\n", Status.COMPLETED)]]
 
 
 def test_with_one_slot_jobs_start_by_priority(docker_host: DockerHost, manager: QueueManager) -> None:
