@@ -1,0 +1,199 @@
+"""The command as people run it: a process of its own, on a database, a Prefect home and an Engine of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import docker
+import psycopg
+import pytest
+from django.db import connections
+
+from container_manager.engine import INSTANCE_LABEL
+from container_manager.models import ContainerJob, DockerHost, Installation
+from container_manager.queue import queue_manager
+from container_manager.settings import database_from_url
+from tests.conftest import ROOT, as_default, missing, wait_until
+
+MANAGE = [sys.executable, str(ROOT / "manage.py")]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """That of a person who has set nothing: what the tests themselves need is not passed on."""
+    ours = ("PREFECT_", "DJANGO_", "DATABASE_URL", "CONTAINER_MANAGER")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return inherited | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"} | changes
+
+
+class Running:
+    """A command that runs; its lines as they come."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=(process.stdout, self.lines)),
+            threading.Thread(target=self._read, args=(process.stderr, self.errors)),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: Any, lines: list[str]) -> None:
+        with stream:
+            lines.extend(line.rstrip("\n") for line in stream)
+
+    def wait_for(self, text: str, seconds: float = 40) -> str:
+        """The first line on stdout or stderr that has the text in it."""
+
+        def find() -> str | None:
+            found = [line for line in [*self.lines, *self.errors] if text in line]
+            if not found and self.process.poll() is not None:
+                pytest.fail(f"{text!r} never came: {self.lines} {self.errors}")
+            return found[0] if found else None
+
+        return str(wait_until(find, seconds))
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self, seconds: float = 40) -> int:
+        """The exit code."""
+        code = self.process.wait(seconds)
+        for reader in self._readers:
+            reader.join(10)
+        return code
+
+
+@dataclass
+class Site:
+    """One installation."""
+
+    env: dict[str, str]
+    folder: Path
+    started: list[Running] = field(default_factory=list)
+
+    def run(self, *arguments: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*MANAGE, "process_container_jobs", *arguments],
+            env=self.env | changes, cwd=self.folder, capture_output=True, text=True, timeout=90, check=False,
+        )  # fmt: skip
+
+    def start(self, *arguments: str, program: list[str] | None = None, **changes: str) -> Running:
+        process = subprocess.Popen(
+            program or [*MANAGE, "process_container_jobs", *arguments],
+            env=self.env | changes, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        running = Running(process)
+        self.started.append(running)
+        return running
+
+    def queue(self, *command: str, **fields: Any) -> ContainerJob:
+        job = ContainerJob.objects.create_job(**{"image": "busybox", "command": list(command or ("true",))} | fields)
+        return queue_manager.queue_job(job)
+
+
+def objects(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared, so that the temporary servers' tables are made once."""
+    return tmp_path_factory.mktemp("prefect-home")
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to copy."""
+    path = tmp_path_factory.mktemp("site") / "site.sqlite3"
+    subprocess.run([*MANAGE, "migrate", "-v0"], env=environment(DATABASE_URL=f"sqlite:///{path}"), check=True)
+    return path
+
+
+@contextmanager
+def connected(url: str, blocker: Any) -> Iterator[None]:
+    """Let this process's models be those of the site."""
+    connections.settings["site"] = connections.configure_settings({"default": database_from_url(url)})["default"]
+    with blocker.unblock(), as_default("site"):
+        yield
+    connections["site"].close()
+    del connections["site"]
+    del connections.settings["site"]
+
+
+@contextmanager
+def installed(url: str, env: dict[str, str], folder: Path, client: docker.DockerClient) -> Iterator[Site]:
+    DockerHost.objects.all().delete()
+    DockerHost.objects.create(name="local", base_url=os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
+    Installation.objects.all().delete()
+    site = Site(env | {"DATABASE_URL": url}, folder)
+    try:
+        yield site
+    finally:
+        for running in site.started:
+            if running.process.poll() is None:
+                running.process.kill()
+            running.end()
+        mine = {"label": f"{INSTANCE_LABEL}={Installation.load().instance_id}"}
+        for container in client.containers.list(all=True, filters=mine):
+            with suppress(docker.errors.NotFound):
+                container.remove(force=True, v=True)
+
+
+@pytest.fixture
+def site(
+    tmp_path: Path, migrated: Path, prefect_home: Path, engine: docker.DockerClient, django_db_blocker: Any
+) -> Iterator[Site]:
+    """On SQLite, without a Prefect API."""
+    url = f"sqlite:///{shutil.copy(migrated, tmp_path / 'site.sqlite3')}"
+    env = environment(PREFECT_HOME=str(prefect_home))
+    with connected(url, django_db_blocker), installed(url, env, tmp_path, engine) as site:
+        yield site
+
+
+@pytest.fixture
+def postgres_site(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    prefect_home: Path,
+    engine: docker.DockerClient,
+    django_db_blocker: Any,
+) -> Iterator[Site]:
+    server = os.environ.get("TEST_POSTGRES_URL")
+    if not server:
+        missing(request.config, "PostgreSQL (TEST_POSTGRES_URL)")
+    name = f"container_manager_command_{os.getpid()}"
+    url = urlsplit(str(server))._replace(path=f"/{name}").geturl()
+    env = environment(PREFECT_HOME=str(prefect_home))
+    with psycopg.connect(str(server), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        try:
+            subprocess.run([*MANAGE, "migrate", "-v0"], env=env | {"DATABASE_URL": url}, check=True)
+            with connected(url, django_db_blocker), installed(url, env, tmp_path, engine) as site:
+                yield site
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def no_prefect(site: Site) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs the command where to import Prefect is an error."""
+    trap = site.folder / "trap" / "prefect"
+    trap.mkdir(parents=True)
+    (trap / "__init__.py").write_text("raise SystemExit('Prefect was imported')\n")
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return site.run(*arguments, PYTHONPATH=str(trap.parent))
+
+    return run
