@@ -20,10 +20,9 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         return [Error(str(e), id="container_manager.E001")]
     messages: list[CheckMessage] = []
     if settings.SECRET_RESOLVER:
-        try:
-            import_string(settings.SECRET_RESOLVER)
-        except ImportError as e:
-            messages.append(Error(f"CONTAINER_MANAGER: SECRET_RESOLVER: {e}", id="container_manager.E002"))
+        problem = _problem_of_resolver(settings.SECRET_RESOLVER)
+        if problem:
+            messages.append(Error(f"CONTAINER_MANAGER: SECRET_RESOLVER: {problem}", id="container_manager.E002"))
     if settings.LEASE_SECONDS < 3 * settings.DOCKER_TIMEOUT_SECONDS:
         messages.append(
             Warning(
@@ -57,3 +56,11 @@ def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             )
         ]
     return []
+
+
+def _problem_of_resolver(path: str) -> str:
+    try:
+        resolver = import_string(path)
+    except ImportError as e:
+        return str(e)
+    return "" if callable(resolver) else f"{path} is not callable"

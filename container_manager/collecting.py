@@ -4,7 +4,7 @@ import logging
 from functools import partial
 
 from .conf import get_settings
-from .engine import container_name
+from .containers import container_name
 from .exceptions import EngineError
 from .hosts import HostConnection
 from .models import ALIVE, ContainerJob, Status

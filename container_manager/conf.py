@@ -1,6 +1,7 @@
 """The setting `CONTAINER_MANAGER = {...}` of a Django project, checked and frozen."""
 
 from functools import lru_cache
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from django.conf import settings as django_settings
@@ -8,17 +9,24 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-#: Prefixes that would give a job the host, whatever else is allowed.
-_PATHS_OF_THE_HOST = ("/", "/boot", "/dev", "/etc", "/proc", "/root", "/run", "/sys", "/usr", "/var", "/var/run")
+#: What would give a job the host, whatever else is allowed: these, what lies in them and what they lie in.
+_PATHS_OF_THE_HOST = tuple(
+    PurePosixPath(path)
+    for path in (
+        "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/usr",
+        "/var/lib/containerd", "/var/lib/docker", "/var/run", "/var/spool",
+    )
+)  # fmt: skip
 
 
 def _bind_prefix(value: str) -> str:
-    path = "/" + value.strip("/")
-    if not value.startswith("/") or ".." in value.split("/"):
+    # `//` is not normalised by PurePosixPath, since POSIX leaves its meaning open.
+    path = PurePosixPath("/" + value.lstrip("/"))
+    if not value.startswith("/") or ".." in path.parts or "\0" in value:
         raise ValueError(f"{value!r} must be an absolute path without `..`")
-    if path in _PATHS_OF_THE_HOST or path.startswith(("/var/lib/docker", "/etc/", "/proc/", "/sys/", "/run/", "/dev/")):
+    if any(path == risk or path in risk.parents or risk in path.parents for risk in _PATHS_OF_THE_HOST):
         raise ValueError(f"{value!r} would hand the Engine's machine to a job")
-    return path
+    return str(path)
 
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -43,7 +51,7 @@ class Settings(BaseModel):
     #: int, 10. Interval of the deployment's schedule.
     POLL_INTERVAL_SECONDS: int = Field(default=10, ge=1)
     #: float, 8. How long a scheduled pass stays to keep the slots full; less than the interval.
-    WORK_SECONDS: float = Field(default=8, ge=0)
+    WORK_SECONDS: float = Field(default=8, ge=0, allow_inf_nan=False)
     #: float, 15. How long the command waits for a worker to pick a flow run up.
     PICKUP_SECONDS: Seconds = 15
     #: float, 90. How long a claim is its launcher's; at least three times DOCKER_TIMEOUT_SECONDS.
@@ -62,7 +70,7 @@ class Settings(BaseModel):
     #: str, "local". The Engine's log driver; `json-file` corrupts characters at its 16 KiB cuts.
     LOG_DRIVER: str = "local"
     #: float, 10. Between TERM and KILL.
-    STOP_GRACE_SECONDS: float = Field(default=10, ge=0)
+    STOP_GRACE_SECONDS: float = Field(default=10, ge=0, allow_inf_nan=False)
     #: float, 300. How long a host may be silent before its jobs no longer count for the others' limit, and
     #: how long several jobs that vanish together are held before they are `lost`.
     HOST_GRACE_SECONDS: Seconds = 300
@@ -88,7 +96,7 @@ class Settings(BaseModel):
     KEEP_LOGS_DAYS: int = Field(default=14, ge=0)
     KEEP_JOBS_DAYS: int = Field(default=90, ge=0)
     #: float, 0 = removed at once. How long the container of a failed job is kept for a look.
-    KEEP_FAILED_CONTAINERS_SECONDS: float = Field(default=0, ge=0)
+    KEEP_FAILED_CONTAINERS_SECONDS: float = Field(default=0, ge=0, allow_inf_nan=False)
 
 
 def get_settings() -> Settings:

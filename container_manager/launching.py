@@ -20,7 +20,7 @@ from .attempts import (
     retry_or_fail,
 )
 from .conf import get_settings
-from .engine import ATTEMPT_LABEL, INSTANCE_LABEL, JOB_LABEL, NOT_EXECUTABLE, TOKEN_LABEL, container_name
+from .containers import ATTEMPT_LABEL, INSTANCE_LABEL, JOB_LABEL, NOT_EXECUTABLE, TOKEN_LABEL, container_name
 from .exceptions import (
     ContainerManagerError,
     EngineError,

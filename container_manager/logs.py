@@ -32,19 +32,24 @@ class BoundedLog:
     def text(self) -> str:
         """UTF-8 with what is no text replaced by U+FFFD, NUL too: PostgreSQL's text can't hold it."""
         tail = bytes(self._tail[-self._tail_bytes :]) if self._tail_bytes else b""
+        is_cut = bool(self._cut_because)
         dropped = self._fed - len(self._head) - len(tail)
         if dropped:
-            parts = [_decode(self._head, is_cut=True), f"\n[{dropped} bytes dropped]\n", _decode(_from_character(tail))]
+            parts = [
+                _decode(bytes(self._head), is_cut=True),
+                f"\n[{dropped} bytes dropped]\n",
+                _decode(_from_character(tail), is_cut=is_cut),
+            ]
         else:
-            parts = [_decode(bytes(self._head) + tail)]
+            parts = [_decode(bytes(self._head) + tail, is_cut=is_cut)]
         if self._cut_because:
             parts.append(f"\n[{self._cut_because}]\n")
         return "".join(parts).replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def _decode(data: bytes | bytearray, *, is_cut: bool = False) -> str:
+def _decode(data: bytes, *, is_cut: bool) -> str:
     # A decoder that may expect more leaves the character that the cut went through out.
-    return codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(data), final=not is_cut)
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(data, final=not is_cut)
 
 
 def _from_character(data: bytes) -> bytes:

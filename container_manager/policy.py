@@ -1,19 +1,18 @@
 """What this installation allows. Checked when a job or host is saved, and again right before it is used."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from pathlib import PurePosixPath
+from socket import inet_aton
 from typing import Any
 from urllib.parse import urlsplit
 
 import pydantic
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 
+from . import images
 from .conf import Settings, get_settings, message_of
 from .types import EngineAddress, JobSpec
-
-_DEFAULT_REGISTRY = "docker.io"
 
 
 def validate_job(fields: Mapping[str, Any]) -> JobSpec:
@@ -31,7 +30,11 @@ def validate_job(fields: Mapping[str, Any]) -> JobSpec:
 def validate_address(address: EngineAddress) -> None:
     """Raises Django's `ValidationError` by field unless an Engine may be spoken to at this address."""
     allowed = get_settings().ALLOWED_HOST_SCHEMES
-    url = urlsplit(address.base_url)
+    try:
+        url = urlsplit(address.base_url)
+        port = url.port
+    except ValueError as e:
+        raise ValidationError({"base_url": f"an address over the network is `tcp://host:port`: {e}"}) from e
     if url.scheme not in allowed:
         raise ValidationError(
             {"base_url": f"{url.scheme or address.base_url}: only {', '.join(allowed)} (setting ALLOWED_HOST_SCHEMES)"}
@@ -40,7 +43,7 @@ def validate_address(address: EngineAddress) -> None:
         if not url.path.startswith("/") or url.netloc:
             raise ValidationError({"base_url": "a socket's address is `unix:///path/of/docker.sock`"})
         return
-    if not url.hostname or url.path.strip("/") or url.query:
+    if not url.hostname or url.path.strip("/") or url.query or port == 0:
         raise ValidationError({"base_url": f"an address over the network is `{url.scheme}://host:port`"})
     if _is_link_local(url.hostname):
         raise ValidationError({"base_url": "link-local addresses (cloud metadata) are refused"})
@@ -72,7 +75,9 @@ def _by_field(error: pydantic.ValidationError) -> dict[str, list[str]]:
 
 def _problems(spec: JobSpec, settings: Settings) -> dict[str, str]:
     found = {}
-    if settings.ALLOWED_IMAGES and not any(_matches(spec.image, pattern) for pattern in settings.ALLOWED_IMAGES):
+    if settings.ALLOWED_IMAGES and not any(
+        images.is_allowed(spec.image, pattern) for pattern in settings.ALLOWED_IMAGES
+    ):
         found["image"] = f"{spec.image} is not among the setting ALLOWED_IMAGES"
     for mount in spec.mounts:
         if mount.type == "bind" and not _is_below(mount.source, settings.ALLOWED_BIND_PREFIXES):
@@ -91,30 +96,14 @@ def _is_below(source: str, prefixes: tuple[str, ...]) -> bool:
     return any(path == PurePosixPath(prefix) or PurePosixPath(prefix) in path.parents for prefix in prefixes)
 
 
-def _matches(image: str, pattern: str) -> bool:
-    """Repositories are compared whole, registry included; a pattern with a tag or digest demands it, too."""
-    repository, version = _parse(image)
-    wanted_repository, wanted_version = _parse(pattern)
-    return fnmatchcase(repository, wanted_repository) and (not wanted_version or fnmatchcase(version, wanted_version))
-
-
-def _parse(reference: str) -> tuple[str, str]:
-    """The full repository (`docker.io/library/busybox`) and what stands after it (`:1.36`, `@sha256:…`)."""
-    name, at, digest = reference.partition("@")
-    head, slash, last = name.rpartition("/")
-    last, colon, tag = last.partition(":")
-    version = colon + tag + at + digest
-    name = head + slash + last
-    first, slash, _ = name.partition("/")
-    if not slash:
-        return f"{_DEFAULT_REGISTRY}/library/{name}", version
-    if first != "localhost" and "." not in first and ":" not in first:
-        return f"{_DEFAULT_REGISTRY}/{name}", version
-    return name, version
-
-
 def _is_link_local(hostname: str) -> bool:
+    """As the resolver would read it, which takes 2852039166 for an address, too."""
     try:
-        return ip_address(hostname).is_link_local
+        address = ip_address(hostname)
     except ValueError:
-        return False
+        try:
+            address = ip_address(inet_aton(hostname))
+        except OSError:
+            return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_link_local

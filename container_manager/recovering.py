@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 from .attempts import AttemptRecord, discard_unstarted, end_attempt, hand_back, retry_or_fail
 from .conf import get_settings
-from .engine import NOT_EXECUTABLE
+from .containers import NOT_EXECUTABLE
 from .exceptions import ContainerGone, EngineError, HostMisconfigured, HostUnavailable, LeaseExpired
 from .hosts import HostConnection
 from .leases import Lease, holder

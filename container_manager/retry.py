@@ -44,6 +44,7 @@ _VERDICTS: tuple[tuple[type[ContainerManagerError], Verdict], ...] = (
     (RequestRefused, Verdict.FAIL),
     (SecretUnavailable, Verdict.RETRY),
     (EngineError, Verdict.RETRY),
+    (ContainerManagerError, Verdict.LEAVE),
 )
 
 

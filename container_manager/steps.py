@@ -27,7 +27,11 @@ def drive(procedures: Iterable[tuple[Steps[_T], Executor]]) -> Iterator[_T]:
         except Exception as e:  # noqa: BLE001 (a defect in one must not abandon the others half-way)
             escaped.append(e)
         else:
-            in_flight[executor.submit(call)] = (steps, executor)
+            try:
+                in_flight[executor.submit(call)] = (steps, executor)
+            except RuntimeError as e:
+                # The pool was shut down with the process.
+                escaped.append(e)
 
     for steps, executor in procedures:
         yield from advance(steps, executor, lambda steps=steps: next(steps))  # type: ignore[misc]

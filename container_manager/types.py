@@ -7,6 +7,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from . import images
+
 #: Prefect tags. The concurrency limit of a tag is the cap of what it names.
 JOB_TAG = "container-job"
 HOST_TAG_PREFIX = "docker-host:"
@@ -19,6 +21,8 @@ MAX_COMMAND_BYTES = 128 * 1024
 MAX_ENVIRONMENT_BYTES = 1024 * 1024
 #: MiB; an Engine refuses less.
 MIN_MEMORY_MIB = 6
+#: 16 TiB and as many CPUs as no machine has: what is asked for must stay a number that an Engine can read.
+MAX_MEMORY_MIB, MAX_CPUS = 16 * 1024 * 1024, 8192
 
 #: Create options that people try and that a job can't have, each with what to do instead.
 DENIED_OPTIONS = {
@@ -49,14 +53,6 @@ DENIED_OPTIONS = {
     "hostname": "it is the container's id",
 }
 
-_DOMAIN_PART = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_PATH_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-#: The grammar of an image reference, after github.com/distribution/reference.
-_IMAGE = re.compile(
-    rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*(?::[0-9]+)?/)?{_PATH_PART}(?:/{_PATH_PART})*"
-    r"(?::[\w][\w.-]{0,127})?(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,})?",
-    re.ASCII,
-)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*", re.ASCII)
@@ -128,10 +124,10 @@ class ContainerSpec(Frozen):
     environment: dict[str, Text] = {}
     #: variable -> reference; the setting SECRET_RESOLVER turns it into a value in the process that launches.
     secret_environment: dict[str, Text] = {}
-    working_dir: Text = ""
-    user: Text = ""
-    memory_limit_mib: int | None = Field(default=None, ge=MIN_MEMORY_MIB)
-    cpu_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    working_dir: Text = Field(default="", max_length=255)
+    user: Text = Field(default="", max_length=64)
+    memory_limit_mib: int | None = Field(default=None, ge=MIN_MEMORY_MIB, le=MAX_MEMORY_MIB)
+    cpu_limit: float | None = Field(default=None, ge=0.01, le=MAX_CPUS, allow_inf_nan=False)
     mounts: tuple[MountSpec, ...] = ()
     networks: tuple[Text, ...] = ()
     labels: dict[str, Text] = {}
@@ -148,7 +144,7 @@ class ContainerSpec(Frozen):
     @field_validator("image")
     @classmethod
     def _is_reference(cls, value: str) -> str:
-        if len(value) > 255 or not _IMAGE.fullmatch(value):
+        if not images.is_reference(value):
             raise ValueError("must be an image reference such as `busybox`, `registry.example/team/tool:1.2`")
         return value
 

@@ -10,10 +10,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
-from prefect.flows import EntrypointType
 from prefect.runner import Runner
 from prefect.schedules import Interval
 from prefect.settings import PREFECT_API_URL
+from prefect.types.entrypoint import EntrypointType
 
 from .definitions import SCHEDULE_SLUG, TAGS, Definition
 
@@ -34,7 +34,7 @@ class CannotServe(Exception):
 
 def require_api() -> str:
     """The URL of the Prefect API. Without one Prefect would start a server of its own, which schedules nothing."""
-    url = PREFECT_API_URL.value()
+    url: str | None = PREFECT_API_URL.value()
     if not url:
         raise CannotServe(
             "no Prefect API is configured: run `prefect server start`, and set PREFECT_API_URL to the address it names"

@@ -33,7 +33,7 @@ from django.test.utils import setup_databases, teardown_databases
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
-from container_manager.engine import INSTANCE_LABEL
+from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation, JobAttempt
 from container_manager.queue import QueueManager
 

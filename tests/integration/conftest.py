@@ -9,7 +9,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from container_manager.engine import INSTANCE_LABEL
+from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import DockerHost, Installation
 
 

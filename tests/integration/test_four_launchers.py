@@ -9,7 +9,7 @@ from pathlib import Path
 import docker
 from django.conf import settings
 
-from container_manager.engine import INSTANCE_LABEL, JOB_LABEL
+from container_manager.containers import INSTANCE_LABEL, JOB_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation, Status
 from container_manager.queue import QueueManager
 from tests.conftest import ROOT, database_url, wait_until

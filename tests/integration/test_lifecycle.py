@@ -8,7 +8,8 @@ import pytest
 from django.db import connection
 from django.utils.timezone import now
 
-from container_manager.engine import INSTANCE_LABEL, DockerEngine
+from container_manager.containers import INSTANCE_LABEL
+from container_manager.engine import DockerEngine
 from container_manager.models import ContainerJob, DockerHost, Installation, JobAttempt, Status
 from container_manager.queue import QueueManager
 from tests.conftest import wait_until

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from django.utils.timezone import now
 
-from container_manager.engine import DockerEngine, container_name
+from container_manager.containers import container_name
+from container_manager.engine import DockerEngine
 from container_manager.exceptions import ContainerGone
 from container_manager.models import LEASED, ContainerJob, DockerHost, Installation, Status
 from container_manager.queue import QueueManager

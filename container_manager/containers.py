@@ -1,0 +1,66 @@
+"""Our containers: how they are named and labelled, and how what an Engine says of one is read."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from .engine_errors import storable
+from .types import ContainerSummary, Observation
+
+INSTANCE_LABEL = "container-manager.instance"
+JOB_LABEL = "container-manager.job"
+ATTEMPT_LABEL = "container-manager.attempt"
+TOKEN_LABEL = "container-manager.token"  # noqa: S105
+
+#: Exit codes that a container has that was never started because its program can't be: 126 is a directory or
+#: has no x bit, 127 does not exist.
+NOT_EXECUTABLE = (126, 127)
+
+
+def container_name(instance_id: str, job_id: int, attempt: int) -> str:
+    return f"cm-{instance_id}-{job_id}-{attempt}"
+
+
+def summary(row: dict[str, Any]) -> ContainerSummary:
+    """From a row of the Engine's list."""
+    labels = row.get("Labels") or {}
+    names = row.get("Names") or [""]
+    return ContainerSummary(
+        id=row["Id"],
+        name=names[0].removeprefix("/"),
+        state=row.get("State", ""),
+        job_id=_number(labels.get(JOB_LABEL)),
+        attempt=_number(labels.get(ATTEMPT_LABEL)),
+        token=labels.get(TOKEN_LABEL, ""),
+    )
+
+
+def observation(row: dict[str, Any]) -> Observation:
+    """From what the Engine says of one container."""
+    state = row["State"]
+    labels = row["Config"].get("Labels") or {}
+    return Observation(
+        container_id=row["Id"],
+        state=state["Status"],
+        exit_code=state.get("ExitCode"),
+        oom_killed=bool(state.get("OOMKilled")),
+        error=storable(state.get("Error") or ""),
+        started_at=_time(state.get("StartedAt")),
+        finished_at=_time(state.get("FinishedAt")),
+        image_digest=row.get("Image") or "",
+        job_id=_number(labels.get(JOB_LABEL)),
+        attempt=_number(labels.get(ATTEMPT_LABEL)),
+        token=labels.get(TOKEN_LABEL, ""),
+    )
+
+
+def _number(label: str | None) -> int | None:
+    return int(label) if label and re.fullmatch("[0-9]{1,18}", label) else None
+
+
+def _time(text: str | None) -> datetime | None:
+    """Docker's zero date means never."""
+    if not text or text.startswith("0001-"):
+        return None
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
