@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from django.db import connections
 
-from container_manager.engine import INSTANCE_LABEL
+from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation
 from container_manager.queue import queue_manager
 from container_manager.settings import database_from_url
@@ -160,6 +160,12 @@ def site(
     env = environment(PREFECT_HOME=str(prefect_home))
     with connected(url, django_db_blocker), installed(url, env, tmp_path, engine) as site:
         yield site
+
+
+@pytest.fixture
+def site_with_api(site: Site, prefect_server: str) -> Site:
+    site.env["PREFECT_API_URL"] = prefect_server
+    return site
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import logging
 import signal
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Literal
 
@@ -76,7 +77,8 @@ class Command(BaseCommand):
                     QueueProcessor(runs, console, watch, options).process(once=once, dry_run=dry_run)
                     return
                 _tell_ignored(console, options, once=once)
-                runs.is_quiet = not verbose
+                # Its words are those of the older command.
+                runs.tell = console.complain if verbose else None
                 JobProcessor(runs, console, watch, options.for_legacy_mode()).process(
                     job_id, status, dry_run=dry_run, fail_on_error=fail_on_error
                 )
@@ -90,7 +92,8 @@ class PrefectFlowRuns:
     def __init__(self, via: Via, console: Console, options: Options) -> None:
         self._via, self._console, self._options = via, console, options
         self.current = ""
-        self.is_quiet = False
+        #: Where it says how it runs; None: nowhere.
+        self.tell: Callable[[str], None] | None = console.say
         self._told: tuple[str, ...] = ()
         self._avoid_until = 0.0
         self._is_used = False
@@ -185,8 +188,8 @@ class PrefectFlowRuns:
         limits.refresh()
         lines = (f"Runs: {way}", f"Limit: {binding_limit(self._options.max_concurrent)}", f"Prefect: {where}")
         for line in lines:
-            if line not in self._told and not self.is_quiet:
-                self._console.say(line)
+            if self.tell is not None and line not in self._told:
+                self.tell(line)
         self._told = lines
 
 
