@@ -1,22 +1,31 @@
 """What signals do to the command; each test a sentence of its contract."""
 
 import json
-import os
 import signal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
 
-from container_manager.management.background import in_background
-from container_manager.management.signals import SignalWatch
 from container_manager.models import ContainerJob, Status
 from tests.conftest import wait_until
 
 from .conftest import Running, Site
 
 CONTINUOUS = ("--queue-mode", "--via=inline", "--poll-interval=1")
+
+
+@contextmanager
+def unanswered() -> Iterator[str]:
+    """An API that takes connections and says nothing, so that a flow run is long in progress."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api"
 
 
 def continuous(site: Site, *more: str) -> Running:
@@ -64,10 +73,9 @@ def test_sigusr1_gives_one_status_line_within_half_a_second(site_with_api: Site)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_it_at_once(site_with_api: Site, number: signal.Signals) -> None:
+def test_a_second_signal_ends_it_at_once(site: Site, number: signal.Signals) -> None:
     with unanswered() as url:
-        site_with_api.env["PREFECT_API_URL"] = url
-        command = site_with_api.start(*CONTINUOUS)
+        command = site.start(*CONTINUOUS, PREFECT_API_URL=url)
         command.wait_for("Starting queue processor")
         command.send(number)
         command.wait_for(f"Received {number.name}")
@@ -75,3 +83,62 @@ def test_a_second_signal_ends_it_at_once(site_with_api: Site, number: signal.Sig
 
         # A shell calls it 130 or 143.
         assert command.end(2) == -number
+
+
+def test_a_flow_run_that_outlasts_the_shutdown_timeout_is_left_with_exit_code_1(site: Site) -> None:
+    with unanswered() as url:
+        command = site.start(*CONTINUOUS, "--shutdown-timeout=0", PREFECT_API_URL=url)
+        command.wait_for("Starting queue processor")
+        command.send(signal.SIGTERM)
+
+        assert command.end(2) == 1
+    assert command.errors == ["Not finished within 0 s: leases cover the rest"]
+
+
+def test_the_temporary_server_ends_with_the_command_however_that_ends(site: Site) -> None:
+    command = continuous(site)
+    (server,) = children(command)
+    command.send(signal.SIGKILL)
+    command.end()
+
+    wait_until(lambda: not Path(f"/proc/{server}").exists())
+
+
+def test_sigint_in_legacy_mode_says_interrupted_by_user_with_exit_code_0(site: Site) -> None:
+    site.queue("true")
+    with unanswered() as url:
+        command = site.start("--status=pending", "--via=inline", PREFECT_API_URL=url)
+        command.wait_for("Found 1 job(s) to process")
+        command.send(signal.SIGINT)
+
+        assert command.end(20) == 0
+    assert "Interrupted by user" in command.lines
+    assert ContainerJob.objects.queued().count() == 1
+
+
+@pytest.mark.usefixtures("site")
+def test_handlers_are_put_back_on_exit() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    call_command("process_container_jobs", queue_mode=True, dry_run=True, stdout=StringIO())
+
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_off_the_main_thread_it_works_without_handlers(site: Site) -> None:
+    said = StringIO()
+
+    def call() -> None:
+        call_command("process_container_jobs", queue_mode=True, dry_run=True, stdout=said)
+        connection.close()
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+    assert "No jobs ready for launch" in said.getvalue()
+
+
+def children(command: Running) -> list[int]:
+    path = Path(f"/proc/{command.process.pid}/task")
+    return [int(pid) for task in path.iterdir() for pid in (task / "children").read_text().split()]
