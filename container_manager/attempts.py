@@ -19,6 +19,9 @@ from .types import Observation
 #: kills whoever launches it comes to an end.
 MAX_LAUNCH_TRIES = 5
 
+#: Why a job is lost.
+GONE = "its container is gone: somebody removed it, or the Engine lost it"
+
 #: Puts a check of the lease right before a call.
 Guard = Callable[[Call], Call]
 
@@ -101,6 +104,18 @@ def hand_back(
         to = Status.SCHEDULED
         fields["scheduled_for"] = from_now(delay_seconds)
     return to if move(job, to, **fields) else cancel_if_asked(job, host)
+
+
+def end_lost(job: ContainerJob, host: DockerHost, error: str) -> Status | None:
+    """End a job whose container is gone, as it wishes; None: it lost the row."""
+    if job.cancel_requested_at is None and not job.rerun_on_lost:
+        return Status.FAILED if end_attempt(job, Status.FAILED, host, AttemptRecord(Reason.LOST, error)) else None
+    if job.status == Status.STARTING and not move(job, Status.RECOVERING):
+        return None
+    if job.cancel_requested_at is None:
+        return retry_or_fail(job, host, AttemptRecord(Reason.LOST, error))
+    record = AttemptRecord(Reason.CANCELLED, f"cancelled; {error}")
+    return Status.CANCELLED if end_attempt(job, Status.CANCELLED, host, record) else None
 
 
 def cancel_if_asked(job: ContainerJob, host: DockerHost, observation: Observation | None = None) -> Status | None:

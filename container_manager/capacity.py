@@ -22,6 +22,8 @@ class Capacity:
     limit: str = ""
     #: What will bind once the slots are full.
     binding: str = ""
+    #: What keeps the other hosts from taking a job.
+    closed: str = ""
 
     @property
     def slots(self) -> int:
@@ -51,27 +53,30 @@ def measure(max_concurrent: int, limits: Limits, reachable: AbstractSet[int]) ->
     if limits.total is not None and limits.total <= cap:
         cap, cap_name = limits.total, f"tag {JOB_TAG}"
     free: dict[int, int] = {}
-    full: list[str] = []
+    open_hosts: list[str] = []
+    closed: list[str] = []
     for host in hosts:
-        if not host.is_active or host.pk not in reachable:
-            continue
-        most, what = _bound(host, limits)
-        full.append(f"{what}, {host.alive} of {most}")
-        if host.alive < most:
-            free[host.pk] = most - host.alive
+        if not host.is_active:
+            closed.append(f"host {host.name} is not active")
+        elif host.pk not in reachable:
+            closed.append(f"host {host.name} is not reachable")
+        else:
+            most, what = _bound(host, limits)
+            if host.alive < most:
+                free[host.pk] = most - host.alive
+                open_hosts.append(f"limit reached: {what}, {most} of {most}")
+            else:
+                closed.append(f"limit reached: {what}, {host.alive} of {most}")
     total_free = max(0, cap - alive)
     if not total_free:
         return Capacity(limit=f"limit reached: {cap_name}, {alive} of {cap}")
     if not free:
-        return Capacity(total_free=total_free, limit=_why_no_host(hosts, reachable, full))
-    slots = sum(free.values())
-    if total_free <= slots:
+        return Capacity(total_free=total_free, limit="; ".join(closed) or "there is no Docker host: add one")
+    if total_free <= sum(free.values()):
         binding = f"limit reached: {cap_name}, {alive + total_free} of {cap}"
     else:
-        binding = "limit reached: " + "; ".join(
-            f"{what}, {most} of {most}" for host in hosts if host.pk in free for most, what in [_bound(host, limits)]
-        )
-    return Capacity(free=free, total_free=total_free, binding=binding)
+        binding = "; ".join(open_hosts)
+    return Capacity(free=free, total_free=total_free, binding=binding, closed="; ".join(closed))
 
 
 def loads() -> tuple[HostLoad, ...]:
@@ -101,12 +106,3 @@ def _bound(host: _Load, limits: Limits) -> tuple[int, str]:
     if tag_limit is not None and tag_limit <= host.max_concurrent_jobs:
         return tag_limit, f"tag {HOST_TAG_PREFIX}{host.name}"
     return host.max_concurrent_jobs, f"max_concurrent_jobs of host {host.name}"
-
-
-def _why_no_host(hosts: list[_Load], reachable: AbstractSet[int], full: list[str]) -> str:
-    if full:
-        return "limit reached: " + "; ".join(full)
-    if not hosts:
-        return "no Docker host: add one"
-    active = [host.name for host in hosts if host.is_active]
-    return f"host not reachable: {', '.join(active)}" if active else "no Docker host is active"

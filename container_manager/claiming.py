@@ -3,19 +3,19 @@
 import logging
 import random
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from django.db import OperationalError, connection, transaction
+from django.db import connection, transaction
 from django.db.models import Case, F, Value, When
 
 from .capacity import Capacity, measure
 from .conf import get_settings
 from .exceptions import DatabaseBusy
 from .leases import Lease, holder
+from .locks import transaction_within
 from .models import ContainerJob, Installation, Status
 from .transitions import from_now, locked, move_many
 
@@ -77,11 +77,9 @@ def claim(
     Installation.load()
     while True:
         try:
-            with _transaction(min(LOCK_SECONDS, max(0.05, until - time.monotonic()))):
+            with transaction_within(min(LOCK_SECONDS, max(0.05, until - time.monotonic()))):
                 return _claim_once(max_concurrent, reachable, limit, only)
-        except OperationalError as e:
-            if not _is_busy(e):
-                raise
+        except DatabaseBusy as e:
             if time.monotonic() >= until:
                 raise DatabaseBusy(f"the queue's lock was not free within {timeout:g} s") from e
         time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (so that those who collided don't again)
@@ -108,7 +106,8 @@ def _claim_once(
     candidates = _candidates(capacity, slots, only)
     dealt = _deal(candidates, capacity, slots)
     if not dealt:
-        return Claim()
+        has_more = only is None and capacity.closed and ContainerJob.objects.queued().exists()
+        return Claim(limit=f"the ready jobs are pinned: {capacity.closed}" if has_more else "")
     lease_seconds = get_settings().LEASE_SECONDS
     lease = Lease.begin(lease_seconds)
     taken = locked(dealt, Status.QUEUED, skip=True)
@@ -165,39 +164,3 @@ def _deal(candidates: Iterable[_Candidate], capacity: Capacity, slots: int) -> d
             free[host_id] -= 1
             dealt[job.pk] = host_id
     return dealt
-
-
-@contextmanager
-def _transaction(lock_seconds: float) -> Iterator[None]:
-    """A transaction in which no lock is waited for longer."""
-    milliseconds = int(lock_seconds * 1000)
-    if connection.vendor == "postgresql":
-        with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{milliseconds}ms"])
-            yield
-        return
-    if connection.vendor != "sqlite" or connection.in_atomic_block:
-        with transaction.atomic():
-            yield
-        return
-    usual = int(connection.settings_dict["OPTIONS"].get("timeout", 5) * 1000)
-    # It is asked for at BEGIN already.
-    _set_busy_timeout(milliseconds)
-    try:
-        with transaction.atomic():
-            yield
-    finally:
-        _set_busy_timeout(usual)
-
-
-def _set_busy_timeout(milliseconds: int) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(f"PRAGMA busy_timeout = {milliseconds:d}")
-
-
-def _is_busy(error: OperationalError) -> bool:
-    cause = error.__cause__
-    if getattr(cause, "sqlstate", None) == "55P03":
-        return True
-    # The low byte is the primary code: 5 SQLITE_BUSY, 6 SQLITE_LOCKED.
-    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in (5, 6)

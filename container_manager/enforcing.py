@@ -68,5 +68,6 @@ def _kill(job: ContainerJob, connection: HostConnection) -> Steps[int | None]:
 
 def _note(job: ContainerJob, connection: HostConnection, error: EngineError) -> None:
     """The signal is repeated by a later pass: as KILL, once the grace is over."""
-    connection.has_failed = isinstance(error, HostUnavailable | HostMisconfigured)
+    if isinstance(error, HostUnavailable | HostMisconfigured):
+        connection.has_failed = True
     logger.warning("job %s: not stopped yet: %s", job.pk, error, extra={"job": job.pk})

@@ -7,7 +7,7 @@ from functools import partial
 
 from django.db.models.functions import Now
 
-from .attempts import AttemptRecord, end_attempt, retry_or_fail
+from .attempts import GONE, AttemptRecord, end_attempt, end_lost, retry_or_fail
 from .conf import get_settings
 from .engine import Stream
 from .exceptions import ContainerGone, EngineError, HostMisconfigured, HostUnavailable
@@ -84,7 +84,8 @@ def _harvest(observed: ObservedJob, connection: HostConnection) -> Steps[_Outcom
     except ContainerGone:
         return _Gone(observed, connection)
     except EngineError as e:
-        connection.has_failed = isinstance(e, HostUnavailable | HostMisconfigured)
+        if isinstance(e, HostUnavailable | HostMisconfigured):
+            connection.has_failed = True
         logger.warning("job %s: not harvested yet: %s", job.pk, e, extra={"job": job.pk})
         return None
 
@@ -159,7 +160,7 @@ def _end(job: ContainerJob, connection: HostConnection, record: AttemptRecord) -
 
 
 def _is_retried(job: ContainerJob, exit_code: int | None, reason: Reason) -> bool:
-    if reason in (Reason.HOST_INTERRUPTED, Reason.LOST):
+    if reason == Reason.HOST_INTERRUPTED:
         # It may have done its work: only a job that says so is run again.
         return job.rerun_on_lost
     return reason in (Reason.EXIT_CODE, Reason.OOM) and exit_code in job.retry_exit_codes
@@ -176,14 +177,10 @@ def _judge_missing(missing: list[_Gone]) -> tuple[list[EndedJob], list[str]]:
         if gone in held:
             continue
         job = gone.job.row
-        is_cancelled = job.cancel_requested_at is not None
-        record = AttemptRecord(
-            Reason.CANCELLED if is_cancelled else Reason.LOST,
-            "its container is gone: somebody removed it, or the Engine lost it",
-        )
-        status = _end(job, gone.connection, record)
+        status = end_lost(job, gone.connection.host, GONE)
         if status is not None:
-            ended.append(_ended(job, status, record))
+            reason = Reason.CANCELLED if status == Status.CANCELLED else Reason.LOST
+            ended.append(_ended(job, status, AttemptRecord(reason, GONE)))
     if not held:
         return ended, []
     name = held[0].connection.host.name

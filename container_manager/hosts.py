@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from django.core.exceptions import ValidationError
+from django.db.models import Case, Q, Value, When
 from django.db.models.functions import Now
 
 from .conf import get_settings
@@ -38,6 +39,8 @@ class HostConnection:
     address: EngineAddress
     #: Set by the first call that does not get through; the host is left alone until the next round asks again.
     has_failed: bool = False
+    #: What the row says of its health is not what is to be seen now.
+    is_stale: bool = False
     _probe: "Future[str] | None" = field(default=None, repr=False)
     _probed_at: float = 0.0
 
@@ -92,9 +95,14 @@ class Hosts:
             self._connections, self._pid = {}, os.getpid()
         asked: list[HostConnection] = []
         problems: list[str] = []
-        for host in DockerHost.objects.in_use():
+        is_fresh = Q(last_seen_at__gt=from_now(-_SEEN_SECONDS))
+        for host in DockerHost.objects.in_use().annotate(
+            is_stale=Case(When(is_fresh, then=Value(False)), default=Value(True))
+        ):
             try:
-                asked.append(self._connect(host))
+                connection = self._connect(host)
+                connection.is_stale = host.is_stale or bool(host.last_error)  # type: ignore[attr-defined] # annotated
+                asked.append(connection)
             except HostMisconfigured as e:
                 problems.append(_note_down(host, e))
         wait(
@@ -111,7 +119,7 @@ class Hosts:
             else:
                 connection.has_failed = False
                 reached[connection.host.pk] = connection
-        _note_seen([connection.host for connection in reached.values()])
+        _note_seen([pk for pk, connection in reached.items() if connection.is_stale])
         self._reached, self._reached_at = reached, time.monotonic()
         return reached, problems
 
@@ -149,11 +157,11 @@ def _confirm(connection: HostConnection) -> None:
         )
 
 
-def _note_seen(hosts: list[DockerHost]) -> None:
-    # One statement, and none while what it would write is fresh: many passes look at the same hosts.
-    DockerHost.objects.filter(pk__in=[host.pk for host in hosts]).exclude(
-        last_seen_at__gt=from_now(-_SEEN_SECONDS), last_error=""
-    ).update(last_seen_at=Now(), last_error="")
+def _note_seen(host_ids: list[int]) -> None:
+    # Nothing while what it would write is fresh: many passes look at the same hosts, and on SQLite even a
+    # statement that changes nothing waits for the one lock.
+    if host_ids:
+        DockerHost.objects.filter(pk__in=host_ids).update(last_seen_at=Now(), last_error="")
 
 
 def _note_down(host: DockerHost, error: EngineError) -> str:

@@ -1,5 +1,6 @@
 """From a claim to running containers: create, record, start, record."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from .pulling import Pulls
 from .retry import Verdict, verdict_on
 from .steps import Call, Steps, drive
 from .transitions import from_now, move
-from .types import BatchResult, JobError, JobSpec, Observation
+from .types import BatchResult, JobError, JobSpec, Observation, is_clean
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,8 @@ class _Launch:
         job, host, engine = self.job, self.connection.host, self.connection.engine
         if isinstance(error, (*_HOST_FAULTS, LeaseExpired)):
             # From here on the container may run: recovery finds out.
-            self.connection.has_failed = not isinstance(error, LeaseExpired)
+            if not isinstance(error, LeaseExpired):
+                self.connection.has_failed = True
             return self._report(None, str(error))
         try:
             seen: Observation = yield partial(engine.inspect, container_id)
@@ -247,8 +249,10 @@ class _Launch:
 
     def _masked(self, text: str) -> str:
         for secret in self.secrets:
-            if secret:
-                text = text.replace(secret, "***")
+            # As it is, and as Go and JSON quote it.
+            for form in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}:
+                if form:
+                    text = text.replace(form, "***")
         return text
 
     def _extra(self) -> dict[str, Any]:
@@ -268,6 +272,8 @@ def _resolve(references: Mapping[str, str]) -> dict[str, str]:
             values[name] = str(resolver(reference))
         except Exception as e:  # noqa: BLE001 (foreign code may raise anything, and its message may hold the secret)
             raise SecretUnavailable(f"secret_environment: {name}: the resolver raised {type(e).__name__}") from None
+        if not is_clean(values[name]):
+            raise SecretUnavailable(f"secret_environment: {name}: its value has a NUL or is no valid Unicode")
     return values
 
 

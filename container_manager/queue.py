@@ -21,6 +21,7 @@ from .exceptions import DatabaseBusy, InvalidTransition
 from .harvesting import harvest
 from .hosts import HostConnection, Hosts
 from .launching import launch as launch_jobs
+from .locks import statements_within
 from .models import ALIVE, ContainerJob, DockerHost, Installation, Reason, Status
 from .observing import observe
 from .pulling import Pulls
@@ -191,9 +192,13 @@ class QueueManager:
             raise ValueError("timeout must be more than 0")
         began = time.monotonic()
         is_stopping = shutdown.signal()
-        promote_due(began + timeout / 2)
-        instance_id = Installation.load().instance_id
-        connections = self._hosts.reached()
+        try:
+            with statements_within(timeout):
+                promote_due(began + timeout / 2)
+                instance_id = Installation.load().instance_id
+                connections = self._hosts.reached()
+        except DatabaseBusy as e:
+            return BatchResult(limit=str(e))
         batch = BatchResult()
         while True:
             usable = {pk: connection for pk, connection in connections.items() if not connection.has_failed}

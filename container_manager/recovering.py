@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db.models.functions import Now
 
-from .attempts import AttemptRecord, discard_unstarted, end_attempt, hand_back, retry_or_fail
+from .attempts import GONE, AttemptRecord, discard_unstarted, end_attempt, end_lost, hand_back
 from .conf import get_settings
 from .containers import NOT_EXECUTABLE
 from .exceptions import ContainerGone, EngineError, HostMisconfigured, HostUnavailable, LeaseExpired
@@ -21,7 +21,6 @@ from .types import Observation
 logger = logging.getLogger(__name__)
 
 _DIED = "its launcher stopped before the container was started"
-_GONE = "its container is gone: somebody removed it, or the Engine lost it"
 
 
 def recover(view: View) -> list[int]:
@@ -44,11 +43,9 @@ def end_with_host(job: ContainerJob, host: DockerHost) -> Status | None:
     error = f"host {host.name} was declared lost"
     if job.status in LEASED:
         _take_over(job)
-        if job.status == Status.STARTING and not move(job, Status.RECOVERING):
-            return None
         if job.status == Status.LAUNCHING:
             return hand_back(job, host, error, is_counted=False)
-    return _lost(job, host, error)
+    return end_lost(job, host, error)
 
 
 def _take_over(job: ContainerJob) -> Lease | None:
@@ -76,7 +73,7 @@ def _recover(job: ContainerJob, connection: HostConnection, lease: Lease) -> Ste
         return _adopt(job)
     if job.status == Status.STARTING:
         if seen is None:
-            return _id_if(job, _lost(job, host, _GONE))
+            return _id_if(job, end_lost(job, host, GONE))
         if seen.exit_code in NOT_EXECUTABLE:
             record = AttemptRecord(Reason.LAUNCH, seen.error or "its command can't be executed", seen)
             return _id_if(job, Status.FAILED if end_attempt(job, Status.FAILED, host, record) else None)
@@ -94,15 +91,6 @@ def _recover(job: ContainerJob, connection: HostConnection, lease: Lease) -> Ste
 def _adopt(job: ContainerJob) -> int | None:
     """It runs, or ran: the next harvest takes it from here. Its deadline counts from when it was to start."""
     return job.pk if move(job, Status.RUNNING, launched_at=Now(), launch_tries=0, last_error="") else None
-
-
-def _lost(job: ContainerJob, host: DockerHost, error: str) -> Status | None:
-    record = AttemptRecord(Reason.LOST, error)
-    if not job.rerun_on_lost:
-        return Status.FAILED if end_attempt(job, Status.FAILED, host, record) else None
-    if job.status == Status.STARTING and not move(job, Status.RECOVERING):
-        return None
-    return retry_or_fail(job, host, record)
 
 
 def _postpone(job: ContainerJob, connection: HostConnection, error: Exception) -> None:

@@ -67,7 +67,8 @@ class Rounds:
         batch = BatchResult()
         if not self._is_stopping() and has_ready():
             batch = self._launch()
-        self._running_after = len(running) - len(ended) + batch.launched
+        # Read again: what was recovered may run.
+        self._running_after = len(_running_ids(view)) + batch.launched
         return RoundReport(
             batch=batch,
             ended=tuple(ended),

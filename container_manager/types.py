@@ -61,6 +61,11 @@ RESERVED_VARIABLE_PREFIX = "CM_"
 RESERVED_LABEL_PREFIX = "container-manager."
 
 
+def is_clean(text: str) -> bool:
+    """Whether an Engine and a database can take it: no NUL, no lone surrogate."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _clean_text(value: str) -> str:
     if "\0" in value:
         raise ValueError("must not contain a NUL character")

@@ -148,7 +148,7 @@ def test_several_full_hosts_are_all_named(host: DockerHost) -> None:
 
     first, second = (claim(9, {host.pk, other.pk}) for _ in range(2))
 
-    full = "limit reached: tag docker-host:a, 2 of 2; max_concurrent_jobs of host b, 1 of 1"
+    full = "limit reached: tag docker-host:a, 2 of 2; limit reached: max_concurrent_jobs of host b, 1 of 1"
     assert (len(first.jobs), first.limit, second.limit) == (3, full, full)
 
 
@@ -160,7 +160,7 @@ def test_without_a_usable_host_the_claim_says_why(database: str) -> None:
     DockerHost.objects.update(is_active=False)
     reasons.append(claim(5, {host.pk}).limit)
 
-    assert reasons == ["no Docker host: add one", "host not reachable: a", "no Docker host is active"]
+    assert reasons == ["there is no Docker host: add one", "host a is not reachable", "host a is not active"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""How long another's lock is waited for, and what a database says that is busy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.db import OperationalError, connection, transaction
+
+from .exceptions import DatabaseBusy
+
+#: PostgreSQL's lock_not_available.
+_LOCK_NOT_AVAILABLE = "55P03"
+#: SQLite's SQLITE_BUSY and SQLITE_LOCKED; the low byte of what it says is the primary code.
+_SQLITE_BUSY = (5, 6)
+
+
+@contextmanager
+def transaction_within(lock_seconds: float) -> Iterator[None]:
+    """A transaction in which no lock is waited for longer: then it raises `DatabaseBusy`."""
+    with _raising_busy(lock_seconds):
+        if connection.vendor == "postgresql":
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{lock_seconds * 1000:.0f}ms"])
+                yield
+            return
+        # On SQLite the lock is the one that BEGIN takes.
+        with _sqlite_patience(lock_seconds), transaction.atomic():
+            yield
+
+
+@contextmanager
+def statements_within(lock_seconds: float) -> Iterator[None]:
+    """The same for statements of their own, where SQLite's one lock is what they wait for."""
+    with _raising_busy(lock_seconds), _sqlite_patience(lock_seconds):
+        yield
+
+
+@contextmanager
+def _raising_busy(seconds: float) -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as e:
+        cause = e.__cause__
+        is_busy = (
+            getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+            or getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_BUSY
+        )
+        if not is_busy:
+            raise
+        raise DatabaseBusy(f"the queue's lock was not free within {seconds:g} s") from e
+
+
+@contextmanager
+def _sqlite_patience(seconds: float) -> Iterator[None]:
+    if connection.vendor != "sqlite" or connection.in_atomic_block:
+        yield
+        return
+    usual = connection.settings_dict["OPTIONS"].get("timeout", 5)
+    _set_busy_timeout(seconds)
+    try:
+        yield
+    finally:
+        _set_busy_timeout(usual)
+
+
+def _set_busy_timeout(seconds: float) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
