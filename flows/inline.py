@@ -5,7 +5,6 @@ from . import _django  # noqa: F401, I001 (sets Django up before anything else i
 import atexit
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,8 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import httpx
 from prefect.events.worker import EventsWorker
@@ -67,7 +65,7 @@ class TemporaryServer:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
+        self._log: IO[bytes] | None = None
         self.url = ""
 
     def ensure(self) -> str:
@@ -77,8 +75,9 @@ class TemporaryServer:
         self.stop()
         logger.info("starting a temporary Prefect server")
         atexit.register(self.stop)
-        self._folder = Path(tempfile.mkdtemp(prefix="container-manager-prefect-"))
-        with socket.create_server(("127.0.0.1", 0)) as listener, (self._folder / "server.log").open("wb") as log:
+        # Without a name, so that nothing is left behind, however we end.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
             # Bound before it starts, so that nothing else can take the port meanwhile.
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             self._process = subprocess.Popen(  # noqa: S603 (our own program, no shell)
@@ -86,7 +85,7 @@ class TemporaryServer:
                 env=_environment(url),
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=self._log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -96,7 +95,7 @@ class TemporaryServer:
 
     def stop(self) -> None:
         """End it, after the last logs and events were sent."""
-        process, folder, self._process, self._folder = self._process, self._folder, None, None
+        process, log, self._process, self._log = self._process, self._log, None, None
         atexit.unregister(self.stop)
         if process is not None:
             if process.poll() is None:
@@ -110,8 +109,8 @@ class TemporaryServer:
                 process.wait()
             if process.stdin:
                 process.stdin.close()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if log is not None:
+            log.close()
 
     def _wait_until_ready(self, process: "subprocess.Popen[bytes]", url: str) -> None:
         until = time.monotonic() + START_SECONDS
@@ -128,8 +127,10 @@ class TemporaryServer:
                 time.sleep(0.05)
 
     def _last_words(self) -> str:
-        text = (self._folder / "server.log").read_text(errors="replace") if self._folder else ""
-        return " ".join(text[-500:].split()) or "it said nothing"
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        return " ".join(self._log.read().decode(errors="replace")[-500:].split()) or "it said nothing"
 
 
 def _environment(url: str) -> dict[str, str]:

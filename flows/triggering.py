@@ -192,7 +192,9 @@ def _read_deployment(client: SyncPrefectClient, name: str) -> tuple[DeploymentRe
         response = client.request("GET", path, path_params={"flow_name": flow_name, "deployment_name": deployment_name})
     except httpx.HTTPStatusError as e:
         if e.response.status_code == 404:
-            raise DeploymentMissing(f"the Prefect server has no deployment {name}: {how_to_start(None)}") from e
+            raise DeploymentMissing(
+                f"the Prefect server has no deployment {name}: serve it with `python -m deployments`"
+            ) from e
         raise
     now = datetime.now(UTC)
     with suppress(KeyError, ValueError):

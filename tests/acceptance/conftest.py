@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -105,6 +106,13 @@ class Site:
 
 def objects(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
+
+
+@contextmanager
+def unanswered() -> Iterator[str]:
+    """An API that takes connections and says nothing, so that a flow run is long in progress."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api"
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,7 @@
 
 import json
 import signal
-import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 
@@ -16,16 +13,9 @@ from django.db import connection
 from container_manager.models import ContainerJob, Status
 from tests.conftest import wait_until
 
-from .conftest import Running, Site
+from .conftest import Running, Site, unanswered
 
 CONTINUOUS = ("--queue-mode", "--via=inline", "--poll-interval=1")
-
-
-@contextmanager
-def unanswered() -> Iterator[str]:
-    """An API that takes connections and says nothing, so that a flow run is long in progress."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api"
 
 
 def continuous(site: Site, *more: str) -> Running:

@@ -1,0 +1,304 @@
+"""Where the command's flow runs run, and what it says when they can't; each test a sentence of its contract."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from container_manager.models import Status
+from tests.conftest import ROOT, wait_until
+
+from .conftest import Running, Site, environment, objects, unanswered
+
+ONCE = ("--queue-mode", "--once")
+NOBODY = "http://127.0.0.1:1/api"
+BY_DEPLOYMENT = (*ONCE, "--via=deployment")
+
+#: Flows that stand for ours: one that works, one that fails, one that waits for a file.
+STUBS = """
+import json
+import time
+from pathlib import Path
+from prefect import flow, serve
+from prefect.states import Completed
+
+@flow
+def well(max_concurrent: int, timeout: int, work_seconds: float):
+    report = {"jobs_launched": max_concurrent, "job_ids": [timeout], "limit": f"stayed {work_seconds:g} s"}
+    return Completed(message=f"launched\\n{json.dumps(report)}")
+
+@flow
+def broken(max_concurrent: int, timeout: int, work_seconds: float):
+    raise RuntimeError("the roof is on fire")
+
+@flow
+def slow(max_concurrent: int, timeout: int, work_seconds: float):
+    while not Path("go").exists():
+        time.sleep(0.1)
+    return Completed(message="{}")
+
+if __name__ == "__main__":
+    serve(*(f.to_deployment(name="stub") for f in (well, broken, slow)))
+"""
+
+
+@pytest.fixture
+def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def stubs(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which they run."""
+    folder = tmp_path_factory.mktemp("stubs")
+    (folder / "stubs.py").write_text(STUBS)
+    env = environment(
+        PREFECT_API_URL=prefect_server,
+        PREFECT_HOME=str(folder / "home"),
+        PREFECT_RUNNER_POLL_FREQUENCY="1",
+        PREFECT_FLOWS='{"heartbeat_frequency": null}',
+    )
+    site = Site(env, folder)
+    server = site.start(program=[sys.executable, "stubs.py"])
+    server.wait_for("being served")
+    yield folder
+    (folder / "go").touch()
+    server.send(signal.SIGTERM)
+    server.end()
+
+
+def using(deployment: str, **settings: Any) -> dict[str, str]:
+    deployments = {"queue": deployment, "jobs": deployment}
+    return {"CONTAINER_MANAGER": json.dumps({"DEPLOYMENTS": deployments, "PICKUP_SECONDS": 2} | settings)}
+
+
+def deployed(client: SyncPrefectClient, name: str, **fields: Any) -> str:
+    """A deployment that nobody runs."""
+    client.create_deployment(client.create_flow_from_name("process-queue"), name, **fields)
+    return f"process-queue/{name}"
+
+
+def runs_of(client: SyncPrefectClient, name: str) -> list[FlowRun]:
+    deployment_id = client.read_deployment_by_name(name).id
+    return [run for run in client.read_flow_runs() if run.deployment_id == deployment_id]
+
+
+def test_a_served_deployment_runs_the_queue(site_with_api: Site) -> None:
+    server = site_with_api.start(program=[sys.executable, "-m", "deployments"], PYTHONPATH=str(ROOT))
+    server.wait_for("serving process-jobs/on-demand")
+    job = site_with_api.queue("true")
+    done = wait_until(lambda: (run := site_with_api.run(*BY_DEPLOYMENT)).returncode == 0 and run, 60)
+
+    lines = done.stdout.splitlines()
+    assert lines[1] == "Runs: deployment process-queue/scheduled"
+    assert lines[3] == f"Prefect: {site_with_api.env['PREFECT_API_URL'].removesuffix('/api')}"
+    job.refresh_from_db()
+    # Its schedule may have been quicker.
+    assert job.status in (Status.RUNNING, Status.COMPLETED)
+    legacy = site_with_api.run(f"--job-id={job.pk}", "--via=auto", "--verbose")
+    assert "Processed: 1 jobs, Errors: 0" in legacy.stdout
+    assert "Runs: deployment process-jobs/on-demand" in legacy.stderr
+    server.send(signal.SIGINT)
+
+
+def test_the_flow_run_gets_the_flags_and_its_report_comes_back(site_with_api: Site, stubs: Path) -> None:
+    done = site_with_api.run(*BY_DEPLOYMENT, "--json", "--max-concurrent=3", "--timeout=17", **using("well/stub"))
+
+    (run,) = objects(done.stdout)
+    assert (run["via"], run["launched"], run["job_ids"], run["limit"]) == ("deployment", 3, [17], "stayed 0 s")
+
+
+def test_a_flow_run_that_fails_makes_exit_code_1_and_its_reason_is_told(site_with_api: Site, stubs: Path) -> None:
+    done = site_with_api.run(*BY_DEPLOYMENT, **using("broken/stub"))
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("CommandError: Command failed: flow run ")
+    assert "ended as Failed: Flow run encountered an exception: RuntimeError: the roof is on fire" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def started(site: Site, client: SyncPrefectClient, *flags: str) -> tuple[Running, FlowRun]:
+    """A command whose flow run a worker is at."""
+    command = site.start(*BY_DEPLOYMENT, *flags, **using("slow/stub", PICKUP_SECONDS=30))
+
+    def running() -> FlowRun | None:
+        return next((run for run in runs_of(client, "slow/stub") if run.state and run.state.is_running()), None)
+
+    return command, wait_until(running)
+
+
+def test_a_run_that_a_worker_has_is_waited_for_and_named_if_it_outlasts_us(
+    site_with_api: Site, stubs: Path, api: SyncPrefectClient
+) -> None:
+    impatient, run = started(site_with_api, api, "--shutdown-timeout=0")
+    impatient.send(signal.SIGTERM)
+
+    assert impatient.end() == 1
+    assert impatient.errors == [f"Not finished within 0 s: flow run {run.name} ({run.id}) goes on in its worker"]
+    assert api.read_flow_run(run.id).state_type == "RUNNING"
+    (stubs / "go").touch()
+    wait_until(lambda: api.read_flow_run(run.id).state_type == "COMPLETED")
+    (stubs / "go").unlink()
+
+    patient, run = started(site_with_api, api)
+    patient.send(signal.SIGTERM)
+    patient.wait_for("Received SIGTERM")
+    (stubs / "go").touch()
+    assert patient.end() == 0
+    assert api.read_flow_run(run.id).state_type == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("pool", "how"), [(None, "`python -m deployments`"), ("yard", "`prefect worker start --pool yard`")]
+)
+def test_what_nothing_picks_up_is_cancelled_and_the_error_says_how_to_start_a_worker(
+    site_with_api: Site, api: SyncPrefectClient, pool: str | None, how: str
+) -> None:
+    if pool:
+        api.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    name = deployed(api, f"unattended-{pool}", work_pool_name=pool)
+    done = site_with_api.run(*BY_DEPLOYMENT, **using(name))
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"CommandError: Command failed: no worker picked up the flow run of {name} within 2 s, so it was cancelled; "
+        f"start one with {how}\n"
+    )
+    assert [run.state_type for run in runs_of(api, name)] == ["CANCELLED"]
+
+
+def test_auto_runs_inline_what_nobody_has_polled_lately(site_with_api: Site, api: SyncPrefectClient) -> None:
+    name = deployed(api, "unpolled")
+    done = site_with_api.run(*ONCE, **using(name))
+
+    assert done.returncode == 0
+    assert f"Runs: inline (no worker has asked for flow runs of {name} lately; " in done.stdout
+    assert runs_of(api, name) == []
+
+
+def test_auto_runs_inline_with_one_warning_what_is_not_picked_up(site_with_api: Site, api: SyncPrefectClient) -> None:
+    name = deployed(api, "polled")
+    api.request("POST", "/deployments/get_scheduled_flow_runs", json={"deployment_ids": [str(id_of(api, name))]})
+    wait_until(lambda: api.read_deployment_by_name(name).last_polled)
+    job = site_with_api.queue("true")
+    done = site_with_api.run(*ONCE, **using(name))
+
+    assert done.returncode == 0
+    assert done.stderr.startswith("Warning: no worker picked up the flow run")
+    assert done.stderr.count("\n") == 1
+    assert [run.state_type for run in runs_of(api, name)] == ["CANCELLED"]
+    job.refresh_from_db()
+    assert job.status == Status.RUNNING
+
+
+def id_of(client: SyncPrefectClient, name: str) -> Any:
+    return client.read_deployment_by_name(name).id
+
+
+def test_with_the_prefect_server_down_the_queue_still_moves(site: Site) -> None:
+    job = site.queue("true")
+    done = site.run(*ONCE, PREFECT_API_URL=NOBODY)
+
+    assert done.returncode == 0
+    assert f"Runs: inline (the Prefect API at {NOBODY} can't be reached" in done.stdout
+    job.refresh_from_db()
+    assert job.status == Status.RUNNING
+
+
+def test_inline_runs_are_recorded_at_the_api_that_is_set_and_answers(
+    site_with_api: Site, api: SyncPrefectClient
+) -> None:
+    done = site_with_api.run(*ONCE, "--via=inline", "--json")
+
+    (run,) = objects(done.stdout)
+    recorded = api.read_flow_run(run["flow_run_id"])
+    assert (recorded.deployment_id, recorded.state_name) == (None, "Idle")
+
+
+def test_a_failing_flow_run_is_reported_once_per_change_of_state_and_never_ends_the_command(
+    site_with_api: Site,
+) -> None:
+    command = site_with_api.start("--queue-mode", "--via=inline", "--poll-interval=1", "--json")
+    wait_until(lambda: len(command.lines) >= 2)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TRIGGER trouble BEFORE UPDATE ON container_manager_installation "
+            "BEGIN SELECT RAISE(ABORT, 'disk trouble'); END"
+        )
+        command.wait_for("Queue processing failed: flow run ")
+        failures = len(command.lines)
+        wait_until(lambda: len(command.lines) > failures)
+        cursor.execute("DROP TRIGGER trouble")
+    command.wait_for("Queue processing works again")
+    command.send(signal.SIGTERM)
+
+    assert command.end() == 0
+    assert sum("Queue processing failed" in line for line in command.errors) == 1
+    assert {run["exit_code"] for run in objects("\n".join(command.lines))} == {0, 1}
+
+
+def test_a_missing_deployment_is_named(site_with_api: Site) -> None:
+    done = site_with_api.run(*BY_DEPLOYMENT, **using("process-queue/none"))
+
+    assert (done.returncode, done.stderr) == (
+        1,
+        "CommandError: Command failed: the Prefect server has no deployment process-queue/none: "
+        "serve it with `python -m deployments`\n",
+    )
+
+
+def test_refused_parameters_are_named(site_with_api: Site, api: SyncPrefectClient) -> None:
+    schema = {"type": "object", "properties": {"timeout": {"type": "string"}}}
+    name = deployed(api, "picky", parameter_openapi_schema=schema, enforce_parameter_schema=True)
+    done = site_with_api.run(*BY_DEPLOYMENT, **using(name))
+
+    assert done.returncode == 1
+    assert f"deployment {name} refuses the parameters: " in done.stderr
+    assert "Validation failed for field 'timeout'" in done.stderr
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_api_that_hangs_refuses_or_is_not_configured_has_a_message_of_its_own(site: Site) -> None:
+    with unanswered() as silent, answering(401) as closed, answering(500) as ill:
+        messages = {
+            silent: f"the Prefect API at {silent} does not answer within 3 s",
+            closed: f"the Prefect API at {closed} refuses the authentication (HTTP 401): set PREFECT_API_AUTH_STRING "
+            "or PREFECT_API_KEY",
+            ill: f"the Prefect API at {ill} answers HTTP 500: Internal Server Error",
+            NOBODY: f"the Prefect API at {NOBODY} can't be reached ([Errno 111] Connection refused): "
+            "is `prefect server start` running?",
+            "": "no Prefect API is configured: set PREFECT_API_URL, or run `prefect config set PREFECT_API_URL=…`",
+        }
+        for url, message in messages.items():
+            done = site.run(*BY_DEPLOYMENT, **({"PREFECT_API_URL": url} if url else {}))
+
+            assert (done.returncode, done.stderr) == (1, f"CommandError: Command failed: {message}\n")
