@@ -1,11 +1,8 @@
 """Answers that need a second look: odd JSON, streams that break off or fall silent, what is done already."""
 
-import gc
 import json
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,35 +22,16 @@ from tests.unit.fake_server import (
     CALLS,
     HANG,
     ID,
-    TIMEOUT,
     FakeServer,
     answer,
     chunked,
     create,
     inspected,
     raised,
-    serving,
 )
 
 # docker-py leaves a socket that does not connect to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sockets_end_here() -> Iterator[None]:
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[FakeServer]:
-    with serving(tmp_path / "s") as fake:
-        yield fake
-
-
-@pytest.fixture
-def engine(server: FakeServer) -> DockerEngine:
-    return DockerEngine(server.address, TIMEOUT)
 
 
 @pytest.mark.parametrize("body", [{"message": "hello"}, [{}], [1], "text", None], ids=repr)

@@ -1,9 +1,7 @@
 """What an Engine, or what stands in its place, answers, and the one class of ours that each caller then sees."""
 
-import gc
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,28 +31,10 @@ from tests.unit.fake_server import (
     FakeServer,
     answer,
     raised,
-    serving,
 )
 
 # docker-py leaves a socket that does not connect to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sockets_end_here() -> Iterator[None]:
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[FakeServer]:
-    with serving(tmp_path / "s") as fake:
-        yield fake
-
-
-@pytest.fixture
-def engine(server: FakeServer) -> DockerEngine:
-    return DockerEngine(server.address, TIMEOUT)
 
 
 #: RELIABILITY §2.1 and DESIGN's protocol, 3.
