@@ -22,6 +22,7 @@ from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import APILogHandler, APILogWorker, PrefectConsoleHandler
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     get_current_settings,
     temporary_settings,
@@ -180,7 +181,10 @@ def recorded() -> Iterator[Record]:
     except FlowRunError as e:
         url = server.ensure()
         with (
-            temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+            # Should it die, its client would otherwise try for minutes; nothing else can keep it from answering.
+            temporary_settings(
+                {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: 1}
+            ),
             limits.on_temporary_server(),
         ):
             yield Record("a temporary server that ends with this command", str(e))

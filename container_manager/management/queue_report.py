@@ -93,7 +93,7 @@ def binding_limit(max_concurrent: int) -> str:
     now = free_slots(max_concurrent)
     if now.is_full:
         return now.limit
-    return re.sub(r", (\d+) of \1(?=;|$)", r", \1", now.binding.removeprefix("limit reached: "))
+    return re.sub(r", (\d+) of \1(?=;|$)", r", \1", now.binding.replace("limit reached: ", ""))
 
 
 def free_slots(max_concurrent: int) -> Capacity:
@@ -117,7 +117,8 @@ def show_dry_run(console: Console, max_concurrent: int) -> None:
     if not metrics.ready_now:
         console.say("No jobs ready for launch")
     elif not jobs:
-        reason = slots.limit or "the ready jobs are pinned to hosts that are full, inactive or not reachable"
+        # There are free slots, but the ready jobs are pinned to hosts that have none.
+        reason = slots.limit or slots.closed
         console.say(f"No jobs would be launched now: {reason}")
     else:
         console.say(f"Next {len(jobs)} job(s) that would be launched:")

@@ -121,18 +121,18 @@ def test_once_launches_what_is_ready_and_says_so(site: Site) -> None:
     assert {job.status for job in ContainerJob.objects.filter(pk__in=[job.pk for job in jobs])} == {Status.RUNNING}
 
 
-def test_once_on_postgresql(postgres_site: Site) -> None:
+def test_once_on_postgresql(postgres_site: Site, prefect_server: str) -> None:
     job = postgres_site.queue("true")
-    done = postgres_site.run(*ONCE)
+    done = postgres_site.run(*ONCE, PREFECT_API_URL=prefect_server)
 
     job.refresh_from_db()
     assert (done.returncode, job.status) == (0, Status.RUNNING)
 
 
-def test_a_job_that_failed_to_launch_is_named_and_makes_exit_code_3(site: Site) -> None:
-    bad = site.queue(image="container-manager.invalid/none", pull_policy="never", max_retries=0)
-    good = site.queue("true")
-    done = site.run(*ONCE)
+def test_a_job_that_failed_to_launch_is_named_and_makes_exit_code_3(site_with_api: Site) -> None:
+    bad = site_with_api.queue(image="container-manager.invalid/none", pull_policy="never", max_retries=0)
+    good = site_with_api.queue("true")
+    done = site_with_api.run(*ONCE)
 
     assert done.returncode == 3
     bad.refresh_from_db()
@@ -145,9 +145,11 @@ def test_a_job_that_failed_to_launch_is_named_and_makes_exit_code_3(site: Site) 
     assert good.status == Status.RUNNING
 
 
-def test_a_jobs_own_exit_code_is_no_error_of_the_command_and_json_has_an_object_per_flow_run(site: Site) -> None:
-    job = site.queue("sh", "-c", "exit 7")
-    done = site.run(*ONCE, "--json")
+def test_a_jobs_own_exit_code_is_no_error_of_the_command_and_json_has_an_object_per_flow_run(
+    site_with_api: Site,
+) -> None:
+    job = site_with_api.queue("sh", "-c", "exit 7")
+    done = site_with_api.run(*ONCE, "--json")
 
     assert done.returncode == 0
     (run,) = objects(done.stdout)
@@ -222,9 +224,9 @@ def lose() -> None:
     ("happens", "reason"),
     [
         (limit_tag, "limit reached: tag container-job, 0 of 0"),
-        (drain, "no Docker host is active"),
+        (drain, "host local is not active"),
         (fill, "limit reached: max_concurrent_jobs of host local, 0 of 0"),
-        (lose, "host not reachable: local"),
+        (lose, "host local is not reachable"),
     ],
 )
 def test_a_dry_run_says_why_nothing_would_be_launched(
@@ -234,6 +236,19 @@ def test_a_dry_run_says_why_nothing_would_be_launched(
     happens()
 
     assert no_prefect("--queue-mode", "--dry-run").stdout.splitlines()[-1] == f"No jobs would be launched now: {reason}"
+
+
+def test_a_dry_run_looks_past_jobs_that_are_pinned_to_a_full_host(site: Site, no_prefect: Run) -> None:
+    full = DockerHost.objects.create(name="full", max_concurrent_jobs=0)
+    ContainerJob.objects.filter(pk=site.queue("true", priority=90).pk).update(pinned_host=full)
+    only_pinned = no_prefect("--queue-mode", "--dry-run").stdout.splitlines()[-1]
+    free = site.queue("true", name="free")
+    both = no_prefect("--queue-mode", "--dry-run").stdout.splitlines()[-2:]
+
+    reason = "limit reached: max_concurrent_jobs of host full, 0 of 0"
+    assert only_pinned == f"No jobs would be launched now: {reason}"
+    assert both[0] == "Next 1 job(s) that would be launched:"
+    assert both[1].startswith(f"  - Job {free.pk}: free (priority=50, ")
 
 
 def test_a_dry_run_in_json_has_the_metrics_and_what_is_next(site: Site, no_prefect: Run) -> None:

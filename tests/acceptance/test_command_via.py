@@ -298,7 +298,9 @@ def test_an_api_that_hangs_refuses_or_is_not_configured_has_a_message_of_its_own
             "is `prefect server start` running?",
             "": "no Prefect API is configured: set PREFECT_API_URL, or run `prefect config set PREFECT_API_URL=…`",
         }
-        for url, message in messages.items():
-            done = site.run(*BY_DEPLOYMENT, **({"PREFECT_API_URL": url} if url else {}))
-
-            assert (done.returncode, done.stderr) == (1, f"CommandError: Command failed: {message}\n")
+        commands = {
+            message: site.start(*BY_DEPLOYMENT, **({"PREFECT_API_URL": url} if url else {}))
+            for url, message in messages.items()
+        }
+        for message, command in commands.items():
+            assert (command.end(), command.errors) == (1, [f"CommandError: Command failed: {message}"])

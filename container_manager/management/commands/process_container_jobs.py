@@ -94,7 +94,7 @@ class PrefectFlowRuns:
         self.current = ""
         #: Where it says how it runs; None: nowhere.
         self.tell: Callable[[str], None] | None = console.say
-        self._told: tuple[str, ...] = ()
+        self._told = ("", "")
         self._avoid_until = 0.0
         self._is_used = False
 
@@ -186,11 +186,11 @@ class PrefectFlowRuns:
         from flows import limits
 
         limits.refresh()
-        lines = (f"Runs: {way}", f"Limit: {binding_limit(self._options.max_concurrent)}", f"Prefect: {where}")
-        for line in lines:
-            if self.tell is not None and line not in self._told:
-                self.tell(line)
-        self._told = lines
+        if self.tell is None or self._told == (way, where):
+            return
+        self._told = (way, where)
+        for line in (f"Runs: {way}", f"Limit: {binding_limit(self._options.max_concurrent)}", f"Prefect: {where}"):
+            self.tell(line)
 
 
 def _flow(which: Literal["queue", "jobs"]) -> Any:
