@@ -3,10 +3,7 @@
 import json
 import signal
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from container_manager.models import Status
 from tests.conftest import ROOT, wait_until
 
-from .conftest import Running, Site, environment, objects, unanswered
+from .conftest import Running, Site, answering, environment, objects, unanswered
 
 ONCE = ("--queue-mode", "--once")
 NOBODY = "http://127.0.0.1:1/api"
@@ -268,23 +265,6 @@ def test_refused_parameters_are_named(site_with_api: Site, api: SyncPrefectClien
     assert done.returncode == 1
     assert f"deployment {name} refuses the parameters: " in done.stderr
     assert "Validation failed for field 'timeout'" in done.stderr
-
-
-@contextmanager
-def answering(status: int) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(status)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/api"
-        server.shutdown()
-        thread.join()
 
 
 def test_an_api_that_hangs_refuses_or_is_not_configured_has_a_message_of_its_own(site: Site) -> None:
