@@ -1,12 +1,17 @@
-"""The pages: what is queued, what ran, and the verbs of the queue as actions."""
+"""The pages: what is queued, what ran and what it wrote, and the verbs of the queue as actions."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
-from django.core.exceptions import ValidationError
+from django.contrib.admin.widgets import AdminTextareaWidget
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import models
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
 from .exceptions import ContainerManagerError
@@ -25,19 +30,28 @@ else:
 
 #: Big enough for a page's selection; what is larger belongs into a script.
 MAX_SELECTED = 1000
+#: characters of a stream that a job's page shows, its end; the whole can be downloaded.
+_SHOWN = 4000
 
-_STATE_FIELDS = tuple(
-    field.name
-    for field in ContainerJob._meta.fields
-    if not field.editable and field.name not in ("id", "claim_token", "cancel_requested_at")
-)
+_BASICS = ("name", "image", "command", "environment", "priority", "timeout_seconds", "pinned_host")
+_LIMITS = ("memory_limit_mib", "cpu_limit", "max_retries", "retry_exit_codes", "rerun_on_lost")
+_ADVANCED = tuple(field for field in JobSpec.model_fields if field not in _BASICS + _LIMITS)
+_STATE = (
+    "status", "reason", "exit_code", "oom_killed", "last_error", "slot_host", "queued_at", "scheduled_for",
+    "launched_at", "finished_at", "retry_count", "cancel_requested_at", "created_by", "created_at",
+)  # fmt: skip
+_INTERNALS = (
+    "attempt", "launch_tries", "container_id", "deadline_at", "stop_requested_at", "stop_reason", "claimed_by",
+    "claimed_until", "missing_at", "pulled_at", "pull_error", "flow_run_id", "updated_at",
+)  # fmt: skip
 
 
 class JobAttemptInline(_AttemptInline):
     model = JobAttempt
     extra = 0
     can_delete = False
-    fields = ("number", "host_name", "reason", "exit_code", "started_at", "finished_at", "error", "stdout", "stderr")
+    ordering = ("-number",)
+    fields = ("host_name", "reason", "exit_code", "run_time", "error", "stdout_end", "stderr_end")
     readonly_fields = fields
 
     def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
@@ -46,24 +60,60 @@ class JobAttemptInline(_AttemptInline):
     def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False
 
+    @admin.display(description="ran for")
+    def run_time(self, attempt: JobAttempt) -> str:
+        return "-" if attempt.run_seconds is None else f"{attempt.run_seconds:.1f} s"
+
+    @admin.display(description="stdout")
+    def stdout_end(self, attempt: JobAttempt) -> SafeString | str:
+        return self._end(attempt, "stdout")
+
+    @admin.display(description="stderr")
+    def stderr_end(self, attempt: JobAttempt) -> SafeString | str:
+        return self._end(attempt, "stderr")
+
+    def _end(self, attempt: JobAttempt, stream: str) -> SafeString | str:
+        text: str = getattr(attempt, stream)
+        if not text:
+            return "-"
+        url = reverse("admin:container_manager_log", args=(attempt.job_id, attempt.number, stream))
+        cut = "" if len(text) <= _SHOWN else f"the last {_SHOWN} of {len(text)} characters; "
+        return format_html(
+            '<pre style="white-space: pre-wrap">{}</pre>{}<a href="{}">download</a>', text[-_SHOWN:], cut, url
+        )
+
 
 @admin.register(ContainerJob)
 class ContainerJobAdmin(_JobAdmin):
-    list_display = (
-        "id", "label", "image", "status", "reason", "exit_code", "priority", "queued_at", "launched_at", "finished_at",
-    )  # fmt: skip
+    list_display = ("id", "label", "image", "status", "why", "exit_code", "priority", "slot_host", "last_change")
     list_display_links = ("id", "label")
-    list_filter = ("status", "reason", "slot_host")
+    list_filter = ("status", "reason", "pinned_host")
+    list_select_related = ("slot_host",)
     search_fields = ("=id", "name", "image")
     list_per_page = 50
     show_full_result_count = False
-    readonly_fields = _STATE_FIELDS
-    fieldsets = (
-        ("What runs", {"fields": (*JobSpec.model_fields, "pinned_host")}),
-        ("State", {"fields": _STATE_FIELDS}),
-    )
+    readonly_fields = _STATE + _INTERNALS
+    formfield_overrides = {models.JSONField: {"widget": AdminTextareaWidget(attrs={"rows": 2})}}
     inlines = (JobAttemptInline,)
     actions = ("queue_jobs", "cancel_jobs", "retry_jobs")
+
+    def get_fieldsets(self, request: HttpRequest, obj: ContainerJob | None = None) -> Any:
+        spec = [
+            ("What runs", {"fields": _BASICS}),
+            ("Limits and retries", {"fields": _LIMITS}),
+            ("More", {"fields": _ADVANCED, "classes": ["collapse"]}),
+        ]
+        if obj is None:
+            return spec
+        internals = ("Internals", {"fields": _INTERNALS, "classes": ["collapse"]})
+        return [("State", {"fields": _STATE}), *spec, internals]
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.download_log)
+        return [
+            path("<int:job_id>/attempts/<int:number>/<str:stream>.txt", view, name="container_manager_log"),
+            *super().get_urls(),
+        ]
 
     def has_change_permission(self, request: HttpRequest, obj: ContainerJob | None = None) -> bool:
         # What a job that was queued runs is settled; its row is shown, not edited.
@@ -80,34 +130,77 @@ class ContainerJobAdmin(_JobAdmin):
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("container_manager.cancel_containerjob")
 
+    @admin.display(description="reason")
+    def why(self, job: ContainerJob) -> str:
+        """What a success needs no word for is left out; what waits says for what."""
+        if job.status == Status.COMPLETED:
+            return ""
+        return job.last_error[:100] or job.get_reason_display()
+
+    @admin.display(description="since", ordering="updated_at")
+    def last_change(self, job: ContainerJob) -> Any:
+        return job.finished_at or job.launched_at or job.queued_at or job.updated_at
+
     def save_model(self, request: HttpRequest, obj: ContainerJob, form: Any, change: bool) -> None:
         if not change:
-            obj.created_by = request.user.get_username()
-        super().save_model(request, obj, form, change)
+            obj.created_by = request.user.get_username()[:150]
+            super().save_model(request, obj, form, change)
+            return
+        # Only what the form shows, and only while nobody has queued it meanwhile.
+        fields = {name: getattr(obj, name) for name in (*JobSpec.model_fields, "pinned_host")}
+        if not ContainerJob.objects.filter(pk=obj.pk, status=Status.PENDING).update(**fields):
+            self.message_user(request, f"Job {obj.pk} was queued meanwhile: it was not changed.", messages.ERROR)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ContainerJob]) -> None:
         super().delete_queryset(request, queryset.filter(slot_host__isnull=True))
 
+    def download_log(self, request: HttpRequest, job_id: int, number: int, stream: str) -> HttpResponse:
+        """A whole stream as a file: what a container wrote is never shown as a page."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if stream not in ("stdout", "stderr"):
+            raise Http404
+        text = JobAttempt.objects.filter(job_id=job_id, number=number).values_list(stream, flat=True).first()
+        if text is None:
+            raise Http404
+        return HttpResponse(
+            text,
+            content_type="text/plain; charset=utf-8",
+            headers={
+                "Content-Disposition": f'attachment; filename="job-{job_id}-{number}-{stream}.txt"',
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
+
     @admin.action(description="Queue selected pending jobs", permissions=["launch"])
     def queue_jobs(self, request: HttpRequest, queryset: QuerySet[ContainerJob]) -> None:
-        self._for_each(request, queryset, "queued", queue_manager.queue_job)
+        self._for_each(request, queryset, queue_manager.queue_job, lambda job: "queued")
 
     @admin.action(description="Cancel selected jobs", permissions=["cancel"])
     def cancel_jobs(self, request: HttpRequest, queryset: QuerySet[ContainerJob]) -> None:
-        self._for_each(request, queryset, "cancelled", queue_manager.cancel_job)
+        self._for_each(
+            request,
+            queryset,
+            queue_manager.cancel_job,
+            lambda job: "cancelled" if job.status == Status.CANCELLED else "told to stop, by the next pass",
+        )
 
     @admin.action(description="Run selected ended jobs anew", permissions=["launch"])
     def retry_jobs(self, request: HttpRequest, queryset: QuerySet[ContainerJob]) -> None:
-        self._for_each(request, queryset, "queued again", queue_manager.retry_job)
+        self._for_each(request, queryset, queue_manager.retry_job, lambda job: "queued again")
 
     def _for_each(
-        self, request: HttpRequest, queryset: QuerySet[ContainerJob], done: str, verb: Callable[[ContainerJob], object]
+        self,
+        request: HttpRequest,
+        queryset: QuerySet[ContainerJob],
+        verb: Callable[[ContainerJob], object],
+        outcome_of: Callable[[ContainerJob], str],
     ) -> None:
         """One by one, since each may be refused for a reason of its own."""
         if queryset.count() > MAX_SELECTED:
             self.message_user(request, f"Select at most {MAX_SELECTED} jobs.", messages.ERROR)
             return
-        count = 0
+        counts: dict[str, int] = {}
         for job in queryset.order_by("pk"):
             try:
                 verb(job)
@@ -116,10 +209,13 @@ class ContainerJobAdmin(_JobAdmin):
             except ContainerManagerError as e:
                 self.message_user(request, f"Job {job.pk}: {e}", messages.ERROR)
             else:
-                self.log_change(request, job, done)
-                count += 1
-        if count:
-            self.message_user(request, ngettext("%d job %s.", "%d jobs %s.", count) % (count, done), messages.SUCCESS)
+                outcome = outcome_of(job)
+                self.log_change(request, job, outcome)
+                counts[outcome] = counts.get(outcome, 0) + 1
+        for outcome, count in counts.items():
+            self.message_user(
+                request, ngettext("%d job %s.", "%d jobs %s.", count) % (count, outcome), messages.SUCCESS
+            )
 
 
 @admin.register(DockerHost)

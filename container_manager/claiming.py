@@ -106,7 +106,8 @@ def _claim_once(
     candidates = _candidates(capacity, slots, only)
     dealt = _deal(candidates, capacity, slots)
     if not dealt:
-        has_more = only is None and capacity.closed and ContainerJob.objects.queued().exists()
+        ready = ContainerJob.objects.queued() if only is None else ContainerJob.objects.queued().filter(pk__in=only)
+        has_more = capacity.closed and ready.exists()
         return Claim(limit=f"the ready jobs are pinned: {capacity.closed}" if has_more else "")
     lease_seconds = get_settings().LEASE_SECONDS
     lease = Lease.begin(lease_seconds)

@@ -1,6 +1,7 @@
 """A file of jobs, in YAML or JSON: `{"jobs": [{"image": …, "command": […]}, …]}`."""
 
 import json
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,9 @@ from .policy import describe
 from .queue import queue_manager
 from .types import Frozen, JobSpec, Text
 
+#: Ten years: beyond that it is a mistake, and soon no date.
+MAX_SCHEDULE_SECONDS = 10 * 366 * 24 * 3600
+
 
 class Expectation(Frozen):
     """How a job is expected to end, for whoever checks."""
@@ -31,34 +35,52 @@ class ManifestEntry(JobSpec):
     """A job, with the fields of `JobSpec`; where it must run, when at the earliest, and how it should end."""
 
     host: Text = ""
-    schedule_in_seconds: float | None = pydantic.Field(default=None, ge=0, allow_inf_nan=False)
+    schedule_in_seconds: float | None = pydantic.Field(default=None, ge=0, le=MAX_SCHEDULE_SECONDS, allow_inf_nan=False)
     expect: Expectation | None = None
 
 
 class Manifest(Frozen):
-    jobs: tuple[ManifestEntry, ...] = pydantic.Field(min_length=1)
+    jobs: tuple[ManifestEntry, ...]
+
+    @pydantic.field_validator("jobs")
+    @classmethod
+    def _is_not_empty(cls, value: tuple[ManifestEntry, ...]) -> tuple[ManifestEntry, ...]:
+        if not value:
+            raise ValueError("there is none")
+        return value
 
 
 def parse(text: str) -> Manifest:
     """The manifest in the text; `ManifestInvalid` names each entry (from 0), field and fix."""
-    try:
-        # Every JSON text is YAML, too, but a JSON parser's messages are better for it.
-        content = json.loads(text) if text.lstrip().startswith(("{", "[")) else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as e:
-        raise ManifestInvalid(f"neither JSON nor YAML: {e}") from e
+    content = _content(text)
+    if not isinstance(content, dict):
+        raise ManifestInvalid('it must be a mapping with the key "jobs": {"jobs": [{"image": …}, …]}')
     try:
         return Manifest.model_validate(content)
     except pydantic.ValidationError as e:
         raise ManifestInvalid("; ".join(describe_problems(e))) from e
 
 
-def load(path: Path) -> Manifest:
-    """As `parse`, from a file."""
+def load(path: Path | None) -> Manifest:
+    """As `parse`, from a file; None: from stdin."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if path is None else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise ManifestInvalid(f"{path}: {e}") from e
+        raise ManifestInvalid(f"{path or 'stdin'}: {e}") from e
     return parse(text)
+
+
+def _content(text: str) -> Any:
+    try:
+        # Every JSON text is YAML, too, but that parser is slow.
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        json_error = e
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as e:
+        is_json = text.lstrip().startswith(("{", "["))
+        raise ManifestInvalid(f"neither JSON nor YAML: {json_error if is_json else e}") from e
 
 
 @transaction.atomic

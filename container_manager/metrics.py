@@ -12,7 +12,10 @@ def measure() -> QueueMetrics:
     jobs = ContainerJob.objects.order_by()
     alive = list(jobs.alive().values_list("status", flat=True))
     running = alive.count(Status.RUNNING)
-    oldest = jobs.queued().order_by("queued_at").annotate(now=Now()).values_list("queued_at", "now").first()
+    waits = [
+        rows.order_by(since).annotate(now=Now()).values_list(since, "now").first()
+        for rows, since in ((jobs.queued(), "queued_at"), (jobs.due(), "scheduled_for"))
+    ]
     return QueueMetrics(
         ready_now=jobs.queued().count() + jobs.due().count(),
         scheduled_future=jobs.scheduled().filter(scheduled_for__gt=Now()).count(),
@@ -20,6 +23,8 @@ def measure() -> QueueMetrics:
         running=running,
         failed=jobs.failed().count(),
         launch_failed=jobs.failed().filter(reason=Reason.LAUNCH).count(),
-        oldest_wait_seconds=max(0.0, (oldest[1] - oldest[0]).total_seconds()) if oldest else None,
+        oldest_wait_seconds=max(
+            (max(0.0, (now - since).total_seconds()) for since, now in filter(None, waits)), default=None
+        ),
         hosts=loads(),
     )

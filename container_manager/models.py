@@ -200,6 +200,11 @@ class ContainerJobManager(models.Manager.from_queryset(ContainerJobQuerySet)):  
         return job
 
 
+_JSON_FIELDS = (
+    "command", "entrypoint", "environment", "secret_environment", "mounts", "networks", "labels", "retry_exit_codes",
+)  # fmt: skip
+
+
 class ContainerJob(models.Model):
     """One container to run. Its status changes through `transitions.move` alone."""
 
@@ -211,22 +216,28 @@ class ContainerJob(models.Model):
     name = models.CharField(max_length=64, blank=True)
     image = models.CharField(max_length=255)
     command = models.JSONField(default=list, blank=True, help_text='List of arguments: ["sh", "-c", "…"]')
-    entrypoint = models.JSONField(default=list, blank=True)
-    environment = models.JSONField(default=dict, blank=True)
+    entrypoint = models.JSONField(default=list, blank=True, help_text="Takes the place of the image's own.")
+    environment = models.JSONField(default=dict, blank=True, help_text='{"REGION": "eu"}')
     secret_environment = models.JSONField(default=dict, blank=True, help_text="Variable → reference, never a value.")
     working_dir = models.CharField(max_length=255, blank=True)
     user = models.CharField(max_length=64, blank=True)
-    memory_limit_mib = models.PositiveIntegerField(null=True, blank=True)
-    cpu_limit = models.FloatField(null=True, blank=True)
-    mounts = models.JSONField(default=list, blank=True)
-    networks = models.JSONField(default=list, blank=True)
-    labels = models.JSONField(default=dict, blank=True)
+    memory_limit_mib = models.PositiveIntegerField("memory limit (MiB)", null=True, blank=True)
+    cpu_limit = models.FloatField("CPU limit", null=True, blank=True)
+    mounts = models.JSONField(
+        default=list,
+        blank=True,
+        help_text='[{"type": "volume", "source": "data", "target": "/data", "read_only": true}]',
+    )
+    networks = models.JSONField(default=list, blank=True, help_text='["backend"]; ["none"] for no network at all.')
+    labels = models.JSONField(default=dict, blank=True, help_text='{"team": "data"}')
     pull_policy = models.CharField(max_length=10, choices=PullPolicy, default=PullPolicy.MISSING)
-    priority = models.PositiveSmallIntegerField(default=PRIORITY_NORMAL)
-    timeout_seconds = models.PositiveIntegerField(default=3600)
+    priority = models.PositiveSmallIntegerField(default=PRIORITY_NORMAL, help_text="0 to 100; the greatest first.")
+    timeout_seconds = models.PositiveIntegerField("timeout (seconds)", default=3600)
     max_retries = models.PositiveIntegerField(default=3)
-    retry_exit_codes = models.JSONField(default=list, blank=True)
-    rerun_on_lost = models.BooleanField(default=False)
+    retry_exit_codes = models.JSONField(default=list, blank=True, help_text="[75]: exit codes that are run again.")
+    rerun_on_lost = models.BooleanField(
+        default=False, help_text="Run it again when its container vanished or died with its Engine."
+    )
 
     # Where it may run (people write it) and whose slot it holds (the claim writes it).
     pinned_host = models.ForeignKey(
@@ -319,6 +330,10 @@ class ContainerJob(models.Model):
         return f"Job {self.pk} ({self.name or self.image})"
 
     def clean(self) -> None:
+        for name in _JSON_FIELDS:
+            # What a form's empty field means.
+            if getattr(self, name) is None:
+                setattr(self, name, self._meta.get_field(name).get_default())
         self.validated_spec()
 
     def validated_spec(self) -> JobSpec:

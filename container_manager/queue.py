@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -22,12 +22,12 @@ from .harvesting import harvest
 from .hosts import HostConnection, Hosts
 from .launching import launch as launch_jobs
 from .locks import statements_within
-from .models import ALIVE, ContainerJob, DockerHost, Installation, Reason, Status
+from .models import ALIVE, ENDED, ContainerJob, DockerHost, Installation, Reason, Status
 from .observing import observe
 from .pulling import Pulls
 from .recovering import end_with_host, recover
 from .rounds import Rounds
-from .transitions import can_move, locked, move, move_many, show
+from .transitions import locked, move, move_many, show
 from .types import BatchResult, EndedJob, Limits, LoopStats, QueueMetrics
 
 #: Jobs claimed at once, per thread of a host: each is launched well within the lease.
@@ -66,12 +66,15 @@ class QueueManager:
         Raises Django's `ValidationError`, by field, and `InvalidTransition` unless the job is pending.
         """
         _check_time(schedule_for)
+        if job.pk is not None:
+            # The row is queued, whatever was set on this object and not saved.
+            job.refresh_from_db()
         if priority is not None:
             job.priority = priority
         job.validated_spec()
         if job.pk is None:
             job.save(force_insert=True)
-        self._to_queue(job, schedule_for, Status.PENDING, "was it queued already? A job that has ended is retried")
+        self._to_queue(job, schedule_for, (Status.PENDING,), "was it queued already? A job that has ended is retried")
         return job
 
     def queue_jobs(self, jobs: Iterable[ContainerJob]) -> list[ContainerJob]:
@@ -83,18 +86,17 @@ class QueueManager:
         for job in jobs:
             job.validated_spec()
         new = [job for job in jobs if job.pk is None]
-        pending = [job.pk for job in jobs if job.pk is not None]
+        pending = {job.pk for job in jobs if job.pk is not None}
         with transaction.atomic():
-            for job in new:
-                job.status = Status.QUEUED
-                job.queued_at = Now()
-            ContainerJob.objects.bulk_create(new, batch_size=_INSERT_CHUNK)
             moved = move_many(locked(pending, Status.PENDING), Status.PENDING, Status.QUEUED) if pending else 0
             if moved != len(pending):
                 raise InvalidTransition(f"{len(pending) - moved} of the jobs are not pending; none was queued")
+            for job in new:
+                job.status, job.queued_at = Status.QUEUED, Now()
+            ContainerJob.objects.bulk_create(new, batch_size=_INSERT_CHUNK)
         for job in jobs:
             # What the database wrote is loaded at its next use.
-            show(job, {"status": Status.QUEUED, "queued_at": Now()})
+            show(job, {"status": Status.QUEUED, "queued_at": Now(), "updated_at": Now()})
         return jobs
 
     def dequeue_job(self, job: ContainerJob) -> ContainerJob:
@@ -124,15 +126,18 @@ class QueueManager:
                 return Status(job.status)
         raise DatabaseBusy(f"job {job.pk} moved too often to be cancelled: try again")
 
-    def retry_job(self, job: ContainerJob, schedule_for: datetime | None = None) -> ContainerJob:
-        """Run an ended job anew, with all of its retries. Its attempts stay.
+    def retry_job(
+        self, job: ContainerJob, schedule_for: datetime | None = None, *, is_charged: bool = False
+    ) -> ContainerJob:
+        """Run an ended job anew, with all of its retries, or charged as one of them. Its attempts stay.
 
         Raises Django's `ValidationError` and `InvalidTransition` unless it has ended.
         """
         _check_time(schedule_for)
         job.refresh_from_db()
         job.validated_spec()
-        self._to_queue(job, schedule_for, Status(job.status), "only a job that has ended is retried")
+        charged = {"retry_count": job.retry_count + 1} if is_charged else {}
+        self._to_queue(job, schedule_for, ENDED, "only a job that has ended is retried", **charged)
         return job
 
     def declare_host_lost(self, host: DockerHost) -> list[EndedJob]:
@@ -144,7 +149,14 @@ class QueueManager:
             status = end_with_host(job, host)
             if status is not None:
                 ended.append(
-                    EndedJob(job_id=job.pk, attempt=attempt, status=status, reason=Reason.LOST, exit_code=None)
+                    EndedJob(
+                        job_id=job.pk,
+                        attempt=attempt,
+                        status=status,
+                        reason=job.reason or Reason.LOST,
+                        exit_code=None,
+                        error=job.last_error,
+                    )
                 )
         return ended
 
@@ -254,11 +266,14 @@ class QueueManager:
         batch = launch_jobs(claimed.jobs, claimed.lease, connections, self._pulls, instance_id, is_stopping)
         return batch + BatchResult(limit=claimed.limit)
 
-    def _to_queue(self, job: ContainerJob, schedule_for: datetime | None, source: Status, hint: str) -> None:
+    def _to_queue(
+        self, job: ContainerJob, schedule_for: datetime | None, sources: Collection[Status], hint: str, **fields: Any
+    ) -> None:
         to = Status.QUEUED if schedule_for is None else Status.SCHEDULED
-        if job.status != source or not can_move(source, to):
+        if job.status not in sources:
             raise InvalidTransition(f"job {job.pk} is {job.status}: {hint}")
-        fields = {} if schedule_for is None else {"scheduled_for": schedule_for}
+        if schedule_for is not None:
+            fields["scheduled_for"] = schedule_for
         if not move(job, to, priority=job.priority, **fields):
             raise InvalidTransition(f"job {job.pk} has just changed: {hint}")
 

@@ -60,7 +60,7 @@ class JobService:
             case Status.FAILED:
                 if not always_retry and job.retry_count >= job.max_retries:
                     raise ContainerManagerError(f"no retries left; process it with --job-id {job.pk} to run it anew")
-                self._queue.retry_job(job)
+                self._queue.retry_job(job, is_charged=not always_retry)
             case Status.PENDING:
                 self._queue.queue_job(job)
             case Status.SCHEDULED if not _is_due(job):

@@ -55,10 +55,6 @@ _OF_ALL_TRIES: dict[str, Any] = {
 }
 
 
-def can_move(source: str, to: Status) -> bool:
-    return to in MOVES[Status(source)]
-
-
 def from_now(seconds: float) -> "ExpressionWrapper[Any]":
     """A time by the database's clock, the only one that all processes share."""
     return ExpressionWrapper(

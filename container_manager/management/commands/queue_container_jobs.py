@@ -1,7 +1,6 @@
 """Queue the jobs of a file."""
 
 import json
-import sys
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ class Command(BaseCommand):
 
     def handle(self, *, file: str, json: bool, **options: Any) -> None:
         try:
-            content = manifest.parse(sys.stdin.read()) if file == "-" else manifest.load(Path(file))
+            content = manifest.load(None if file == "-" else Path(file))
             jobs = manifest.queue(content, created_by="queue_container_jobs")
         except ManifestInvalid as e:
             raise CommandError(str(e)) from e
