@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin, messages
 from django.contrib.admin.widgets import AdminTextareaWidget
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import models
+from django.db import models, transaction
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import URLPattern, path, reverse
@@ -42,7 +42,7 @@ _STATE = (
 )  # fmt: skip
 _INTERNALS = (
     "attempt", "launch_tries", "container_id", "deadline_at", "stop_requested_at", "stop_reason", "claimed_by",
-    "claimed_until", "missing_at", "pulled_at", "pull_error", "flow_run_id", "updated_at",
+    "claimed_until", "missing_at", "pulled_host", "pull_error", "flow_run_id", "updated_at",
 )  # fmt: skip
 
 
@@ -149,10 +149,18 @@ class ContainerJobAdmin(_JobAdmin):
         # Only what the form shows, and only while nobody has queued it meanwhile.
         fields = {name: getattr(obj, name) for name in (*JobSpec.model_fields, "pinned_host")}
         if not ContainerJob.objects.filter(pk=obj.pk, status=Status.PENDING).update(**fields):
-            self.message_user(request, f"Job {obj.pk} was queued meanwhile: it was not changed.", messages.ERROR)
+            why = f"Job {obj.pk} was queued meanwhile: it was not changed."
+            self.message_user(request, why, messages.ERROR, fail_silently=True)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ContainerJob]) -> None:
-        super().delete_queryset(request, queryset.filter(slot_host__isnull=True))
+        # Locked, so that none is claimed before it is gone.
+        with transaction.atomic():
+            rows = queryset.filter(slot_host__isnull=True).order_by("pk").select_for_update()
+            job_ids = list(rows.values_list("pk", flat=True))
+            super().delete_queryset(request, ContainerJob.objects.filter(pk__in=job_ids))
+
+    def delete_model(self, request: HttpRequest, obj: ContainerJob) -> None:
+        self.delete_queryset(request, ContainerJob.objects.filter(pk=obj.pk))
 
     def download_log(self, request: HttpRequest, job_id: int, number: int, stream: str) -> HttpResponse:
         """A whole stream as a file: what a container wrote is never shown as a page."""
@@ -223,4 +231,20 @@ class DockerHostAdmin(_HostAdmin):
     list_display = ("name", "base_url", "is_active", "max_concurrent_jobs", "last_seen_at", "last_error")
     list_filter = ("is_active",)
     search_fields = ("name", "base_url")
-    readonly_fields = ("last_seen_at", "last_down_at", "last_error")
+    readonly_fields = ("engine_id", "last_seen_at", "last_down_at", "last_error")
+    actions = ("accept_engines", "declare_lost")
+
+    @admin.action(description="Accept the Engine that answers now", permissions=["change"])
+    def accept_engines(self, request: HttpRequest, queryset: QuerySet[DockerHost]) -> None:
+        """The next pass stores the id of the Engine that it finds."""
+        for host in queryset:
+            DockerHost.objects.filter(pk=host.pk).update(engine_id="", last_error="")
+            self.log_change(request, host, "accepted another Engine")
+            self.message_user(request, f"Host {host}: the Engine that the next pass finds is accepted.")
+
+    @admin.action(description="Declare lost: drain, and end its jobs", permissions=["change"])
+    def declare_lost(self, request: HttpRequest, queryset: QuerySet[DockerHost]) -> None:
+        for host in queryset:
+            ended = queue_manager.declare_host_lost(host)
+            self.log_change(request, host, f"declared lost, with {len(ended)} jobs")
+            self.message_user(request, f"Host {host}: drained; {len(ended)} jobs ended, or run again where they may.")

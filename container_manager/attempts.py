@@ -1,7 +1,7 @@
 """How an attempt ends: the row moves on, and what happened is written down beside it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import transaction
@@ -38,7 +38,10 @@ class AttemptRecord:
 
 
 def end_attempt(job: ContainerJob, to: Status, host: DockerHost, record: AttemptRecord, **fields: Any) -> bool:
-    """Move the job and write its attempt, both or neither. False: the row belongs to another by now."""
+    """Move the job and write its attempt, both or neither. False: the row belongs to another by now.
+
+    `fields` are those of `transitions.move`.
+    """
     seen = record.observation
     attempt = JobAttempt(
         job=job,
@@ -67,10 +70,10 @@ def end_attempt(job: ContainerJob, to: Status, host: DockerHost, record: Attempt
     return True
 
 
-def retry_or_fail(job: ContainerJob, host: DockerHost, record: AttemptRecord) -> Status | None:
+def retry_or_fail(job: ContainerJob, host: DockerHost, record: AttemptRecord, **fields: Any) -> Status | None:
     """Charge a try: `scheduled` with backoff while retries are left, else `failed`; None: it lost the row."""
     if job.retry_count >= job.max_retries:
-        return Status.FAILED if end_attempt(job, Status.FAILED, host, record) else None
+        return Status.FAILED if end_attempt(job, Status.FAILED, host, record, **fields) else None
     settings = get_settings()
     policy = RetryPolicy(settings.RETRY_BASE_SECONDS, settings.RETRY_MAX_SECONDS)
     is_scheduled = end_attempt(
@@ -81,16 +84,17 @@ def retry_or_fail(job: ContainerJob, host: DockerHost, record: AttemptRecord) ->
         scheduled_for=from_now(policy.delay_seconds(job.retry_count)),
         retry_count=job.retry_count + 1,
         launch_tries=0,
-        pulled_at=None,
+        pulled_host=None,
         pull_error="",
+        **fields,
     )
-    return Status.SCHEDULED if is_scheduled else cancel_if_asked(job, host, record.observation)
+    return Status.SCHEDULED if is_scheduled else cancel_if_asked(job, host, record)
 
 
 def hand_back(
-    job: ContainerJob, host: DockerHost, why: str, *, is_counted: bool = True, delay_seconds: float | None = None
+    job: ContainerJob, host: DockerHost, why: str, *, is_counted: bool = True, hold_seconds: float | None = None
 ) -> Status | None:
-    """Give an unstarted job back to the queue, uncharged, or to `scheduled` if it is to wait.
+    """Give an unstarted job back to the queue, uncharged; with `hold_seconds` to `scheduled`, held by its token.
 
     Counted ones come to an end after MAX_LAUNCH_TRIES. None: it lost the row.
     """
@@ -100,9 +104,10 @@ def hand_back(
         return retry_or_fail(job, host, AttemptRecord(Reason.LAUNCH, error))
     fields: dict[str, Any] = {"launch_tries": tries, "last_error": why}
     to = Status.QUEUED
-    if delay_seconds is not None:
+    if hold_seconds is not None:
         to = Status.SCHEDULED
-        fields["scheduled_for"] = from_now(delay_seconds)
+        # The token stays until anything else moves the row, so that only its holder may shorten the wait.
+        fields |= {"scheduled_for": from_now(hold_seconds), "claim_token": job.claim_token}
     return to if move(job, to, **fields) else cancel_if_asked(job, host)
 
 
@@ -118,11 +123,18 @@ def end_lost(job: ContainerJob, host: DockerHost, error: str) -> Status | None:
     return Status.CANCELLED if end_attempt(job, Status.CANCELLED, host, record) else None
 
 
-def cancel_if_asked(job: ContainerJob, host: DockerHost, observation: Observation | None = None) -> Status | None:
-    """After a lost move: end the job as cancelled if that is why it lost. Its container must be gone or ended."""
+def cancel_if_asked(job: ContainerJob, host: DockerHost, record: AttemptRecord | None = None) -> Status | None:
+    """After a lost move: end the job as cancelled if that is why it lost. Its container must be gone or ended.
+
+    `record`: what would have been written had it not been cancelled.
+    """
     if not is_cancel_requested(job):
         return None
-    record = AttemptRecord(Reason.CANCELLED, "cancelled before it started", observation)
+    if record is None or record.observation is None or not record.observation.has_run:
+        error = "cancelled before it started"
+    else:
+        error = f"cancelled before its retry; it {record.error}"
+    record = replace(record or AttemptRecord(Reason.CANCELLED), reason=Reason.CANCELLED, error=error)
     return Status.CANCELLED if end_attempt(job, Status.CANCELLED, host, record) else None
 
 

@@ -1,4 +1,4 @@
-"""Leftovers: containers of attempts that are over. Only what never runs again is removed; the rest is reported."""
+"""Leftovers: containers of attempts that are over. What does not run is removed, what runs is stopped or reported."""
 
 import logging
 from functools import partial
@@ -7,7 +7,7 @@ from .conf import get_settings
 from .containers import container_name
 from .exceptions import EngineError
 from .hosts import HostConnection
-from .models import ALIVE, ContainerJob, Status
+from .models import ALIVE, ContainerJob, JobAttempt, Status
 from .observing import View
 from .steps import Steps, drive
 from .transitions import from_now
@@ -36,15 +36,21 @@ def collect(view: View, instance_id: str) -> list[str]:
     for container, connection in strays:
         row = rows.get(container.job_id or 0)
         if row is None:
-            anomalies.append(_says(container, connection, "belongs to no job of this database"))
+            anomalies.append(_says(container, connection, "belongs to no job of this database; left as it is"))
         elif row.status in ALIVE and row.attempt == container.attempt:
             continue
         elif container.name != container_name(instance_id, row.pk, container.attempt or 0):
-            anomalies.append(_says(container, connection, f"says that it is of job {row.pk}, but its name does not"))
-        elif container.state not in _NOT_RUNNING:
-            anomalies.append(_says(container, connection, f"is {container.state}, but its attempt is over"))
-        elif container.id not in kept:
-            procedures.append((_remove(container, connection), connection.executor))
+            anomalies.append(
+                _says(container, connection, f"says it is of job {row.pk}, its name does not; left as it is")
+            )
+        elif container.state in _NOT_RUNNING:
+            if container.id not in kept:
+                procedures.append((_remove(container, connection), connection))
+        elif container.id in _known_ids(row, container):
+            anomalies.append(_says(container, connection, "ran on after its attempt was over; stopped"))
+            procedures.append((_kill(container, connection), connection))
+        else:
+            anomalies.append(_says(container, connection, f"is {container.state}, its attempt is over; left as it is"))
     for _ in drive(procedures):
         pass
     return anomalies
@@ -71,5 +77,19 @@ def _remove(container: ContainerSummary, connection: HostConnection) -> Steps[No
         logger.info("container %s: not removed yet: %s", container.name, e)
 
 
+def _known_ids(row: ContainerJob, container: ContainerSummary) -> set[str]:
+    """The container that the attempt had, by its record: a name and labels can be forged, an id can't."""
+    attempts = JobAttempt.objects.filter(job=row, number=container.attempt or 0)
+    return set(attempts.values_list("container_id", flat=True))
+
+
+def _kill(container: ContainerSummary, connection: HostConnection) -> Steps[None]:
+    """Without a grace: what it was to do is over, and may be done again elsewhere."""
+    try:
+        yield partial(connection.engine.signal, container.id, "SIGKILL")
+    except EngineError as e:
+        logger.info("container %s: not stopped yet: %s", container.name, e)
+
+
 def _says(container: ContainerSummary, connection: HostConnection, what: str) -> str:
-    return f"host {connection.host.name}: container {container.name} {what}; left as it is"
+    return f"host {connection.host.name}: container {container.name} {what}"

@@ -79,6 +79,8 @@ class Settings(BaseModel):
     RETRY_MAX_SECONDS: Seconds = 900
     #: tuple of str, (). Paths of the Engine's machine below which jobs may bind-mount.
     ALLOWED_BIND_PREFIXES: tuple[Annotated[str, AfterValidator(_bind_prefix)], ...] = ()
+    #: tuple of str, ("cm-*",). Patterns of the names of the Engine's volumes that jobs may mount.
+    ALLOWED_VOLUMES: tuple[str, ...] = ("cm-*",)
     #: tuple of str, () = all. Images that jobs may use: repository patterns such as `registry.example/team/*`.
     ALLOWED_IMAGES: tuple[str, ...] = ()
     #: tuple of str, (unix, tcp). Schemes of hosts' addresses; `ssh` can be added.

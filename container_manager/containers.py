@@ -31,7 +31,6 @@ def summary(row: dict[str, Any]) -> ContainerSummary:
         state=row.get("State", ""),
         job_id=_number(labels.get(JOB_LABEL)),
         attempt=_number(labels.get(ATTEMPT_LABEL)),
-        token=labels.get(TOKEN_LABEL, ""),
     )
 
 
@@ -48,8 +47,6 @@ def observation(row: dict[str, Any]) -> Observation:
         started_at=_time(state.get("StartedAt")),
         finished_at=_time(state.get("FinishedAt")),
         image_digest=row.get("Image") or "",
-        job_id=_number(labels.get(JOB_LABEL)),
-        attempt=_number(labels.get(ATTEMPT_LABEL)),
         token=labels.get(TOKEN_LABEL, ""),
     )
 

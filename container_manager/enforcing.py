@@ -5,7 +5,7 @@ from functools import partial
 
 from django.db.models.functions import Now
 
-from .exceptions import ContainerGone, ContainerNotRunning, EngineError, HostMisconfigured, HostUnavailable
+from .exceptions import ContainerGone, ContainerNotRunning, EngineError
 from .hosts import HostConnection
 from .models import ContainerJob, Reason, Status
 from .observing import ObservedJob, View
@@ -18,14 +18,13 @@ logger = logging.getLogger(__name__)
 def enforce(view: View) -> list[int]:
     """Stop what runs past its deadline or is cancelled; the ids of the jobs that were sent a signal."""
     procedures = []
-    for host in view.hosts:
-        for job in host.jobs:
-            container = host.containers.get(job.row.container_id or "")
-            if job.row.status != Status.RUNNING or container is None or container.has_ended:
-                continue
-            steps = _stop(job, host.connection)
-            if steps is not None:
-                procedures.append((steps, host.connection.executor))
+    for job, host in view.jobs():
+        container = host.containers.get(job.row.container_id or "")
+        if job.row.status != Status.RUNNING or container is None or container.has_ended:
+            continue
+        steps = _stop(job, host.connection)
+        if steps is not None:
+            procedures.append((steps, host.connection))
     return [job_id for job_id in drive(procedures) if job_id is not None]
 
 
@@ -49,7 +48,7 @@ def _terminate(job: ContainerJob, connection: HostConnection, reason: Reason) ->
         amend(job, stop_requested_at=None, stop_reason="")
         return None
     except EngineError as e:
-        _note(job, connection, e)
+        _note(job, e)
         return None
     logger.info("job %s: told to stop (%s)", job.pk, reason, extra={"job": job.pk})
     return job.pk
@@ -61,13 +60,11 @@ def _kill(job: ContainerJob, connection: HostConnection) -> Steps[int | None]:
     except (ContainerNotRunning, ContainerGone):
         return None
     except EngineError as e:
-        _note(job, connection, e)
+        _note(job, e)
         return None
     return job.pk
 
 
-def _note(job: ContainerJob, connection: HostConnection, error: EngineError) -> None:
+def _note(job: ContainerJob, error: EngineError) -> None:
     """The signal is repeated by a later pass: as KILL, once the grace is over."""
-    if isinstance(error, HostUnavailable | HostMisconfigured):
-        connection.has_failed = True
     logger.warning("job %s: not stopped yet: %s", job.pk, error, extra={"job": job.pk})

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 import docker
@@ -268,11 +269,10 @@ class _DockerEndWatch:
                 yield container_id
 
     def close(self) -> None:
-        try:
+        # A stream over ssh can't be closed; one that the Engine has ended is closed already.
+        with suppress(docker.errors.DockerException, OSError, AttributeError):
             self._events.close()
-        except (docker.errors.DockerException, OSError, AttributeError):
-            # A stream over ssh can't be closed; one that the Engine has ended is closed already.
-            return
+        self._client.close()
 
 
 #: How an engine for an address is made; tests hand in their own.

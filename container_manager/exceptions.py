@@ -20,6 +20,10 @@ class DatabaseBusy(ContainerManagerError):
     """The database kept a lock for longer than we wait."""
 
 
+class QueueIsNewer(ContainerManagerError):
+    """A newer version of this app works on the queue: upgrade this process, whose rules are not safe beside it."""
+
+
 class ShuttingDown(ContainerManagerError):
     """This process was asked to stop and starts nothing new."""
 

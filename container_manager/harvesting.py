@@ -1,9 +1,10 @@
 """To harvest: what an ended container left is read, written down, and only then removed."""
 
 import logging
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection
 from functools import partial
+from typing import Any
 
 from django.db.models.functions import Now
 
@@ -13,8 +14,8 @@ from .engine import Stream
 from .exceptions import ContainerGone, EngineError, HostMisconfigured, HostUnavailable
 from .hosts import HostConnection
 from .logs import BoundedLog
-from .models import ContainerJob, Reason, Status
-from .observing import ObservedJob, View
+from .models import ContainerJob, DockerHost, Reason, Status
+from .observing import HostView, ObservedJob, View
 from .steps import Steps, drive
 from .transitions import amend
 from .types import EndedJob, Observation
@@ -29,49 +30,38 @@ _HINTS = {126: ": its command is not executable", 127: ": its command was not fo
 _KNOWN_STATES = ("running", "exited", "dead", "removing")
 
 
-@dataclass(frozen=True)
-class _Gone:
-    """A job whose container the Engine does not have any more, confirmed by a look at its id."""
-
-    job: ObservedJob
-    connection: HostConnection
+#: A view stands for a job of that host that is held.
+_Outcome = EndedJob | HostView | None
 
 
-_Outcome = EndedJob | _Gone | None
-
-
-def harvest(view: View, named_ids: Collection[str] = ()) -> tuple[list[EndedJob], list[str]]:
+def harvest(
+    view: View, named_ids: Collection[str] = (), is_stopping: Callable[[], bool] = lambda: False
+) -> tuple[list[EndedJob], list[str]]:
     """Harvest what has ended, by the list or by `named_ids`: containers that events named, which the list lags.
 
     Returns the jobs whose attempts ended, and what a person should look at.
     """
-    ended: list[EndedJob] = []
     anomalies: list[str] = []
     procedures: list[tuple[Steps[_Outcome], HostConnection]] = []
-    for host in view.hosts:
-        for job in host.jobs:
-            if job.row.status != Status.RUNNING:
-                continue
-            container = host.containers.get(job.row.container_id or "")
-            if container is None or container.has_ended or container.id in named_ids:
-                procedures.append((_harvest(job, host.connection), host.connection))
-            elif container.state not in _KNOWN_STATES:
-                anomalies.append(f"job {job.row.pk}: its container is {container.state}; left as it is")
-    gone: dict[int, list[_Gone]] = {}
-    for outcome in drive((steps, connection.executor) for steps, connection in procedures):
-        if isinstance(outcome, EndedJob):
-            ended.append(outcome)
-        elif outcome is not None:
-            gone.setdefault(outcome.connection.host.pk, []).append(outcome)
-    for missing in gone.values():
-        more_ended, held = _judge_missing(missing)
-        ended += more_ended
-        anomalies += held
+    for job, host in view.jobs():
+        if job.row.status != Status.RUNNING:
+            continue
+        container = host.containers.get(job.row.container_id or "")
+        if container is None or container.has_ended or container.id in named_ids:
+            procedures.append((_harvest(job, host), host.connection))
+        elif container.state not in _KNOWN_STATES:
+            anomalies.append(f"job {job.row.pk}: its container is {container.state}; left as it is")
+    outcomes = list(drive(procedures, is_stopping))
+    ended = [outcome for outcome in outcomes if isinstance(outcome, EndedJob)]
+    held = Counter(outcome.connection.host.name for outcome in outcomes if isinstance(outcome, HostView))
+    seconds = get_settings().HOST_GRACE_SECONDS
+    for name, count in held.items():
+        anomalies.append(f"host {name}: the containers of {count} jobs vanished at once; held for {seconds:g} s")
     return ended, anomalies
 
 
-def _harvest(observed: ObservedJob, connection: HostConnection) -> Steps[_Outcome]:
-    job, engine = observed.row, connection.engine
+def _harvest(observed: ObservedJob, view: HostView) -> Steps[_Outcome]:
+    job, connection, engine = observed.row, view.connection, view.connection.engine
     container_id = job.container_id or ""
     try:
         seen: Observation = yield partial(engine.inspect, container_id)
@@ -82,16 +72,12 @@ def _harvest(observed: ObservedJob, connection: HostConnection) -> Steps[_Outcom
         stdout = yield from _read(connection, container_id, "stdout")
         stderr = yield from _read(connection, container_id, "stderr")
     except ContainerGone:
-        return _Gone(observed, connection)
+        return _judge_missing(observed, view)
     except EngineError as e:
-        if isinstance(e, HostUnavailable | HostMisconfigured):
-            connection.has_failed = True
         logger.warning("job %s: not harvested yet: %s", job.pk, e, extra={"job": job.pk})
         return None
 
-    reason = _reason(job, seen, connection)
-    record = AttemptRecord(reason, _sentence(job, seen, reason), seen, stdout, stderr)
-    status = _end(job, connection, record)
+    status, record = _end(job, connection, seen, stdout, stderr)
     if status is None:
         # Another pass has harvested it, or a person has moved the row.
         return None
@@ -145,18 +131,33 @@ def _sentence(job: ContainerJob, seen: Observation, reason: Reason) -> str:
             return f"exited with code {code}{_HINTS.get(code, '')}" if code else ""
 
 
-def _end(job: ContainerJob, connection: HostConnection, record: AttemptRecord) -> Status | None:
-    host, seen = connection.host, record.observation
-    exit_code = seen.exit_code if seen else None
+def _end(
+    job: ContainerJob, connection: HostConnection, seen: Observation, stdout: str, stderr: str
+) -> tuple[Status | None, AttemptRecord]:
+    """Write the record. None: the row belongs to another by now."""
+    reason = _reason(job, seen, connection)
+    record = AttemptRecord(reason, _sentence(job, seen, reason), seen, stdout, stderr)
+    # Another pass may have noted, since the row was read, that it stops the job: then that is why it ended.
+    if_null = "" if job.stop_requested_at else "stop_requested_at"
+    status = _end_as(job, connection.host, record, if_null=if_null)
+    if status is None and if_null:
+        job.refresh_from_db(fields=["stop_requested_at", "stop_reason"])
+        if job.stop_requested_at:
+            return _end(job, connection, seen, stdout, stderr)
+    return status, record
+
+
+def _end_as(job: ContainerJob, host: DockerHost, record: AttemptRecord, **fields: Any) -> Status | None:
+    exit_code = record.observation.exit_code if record.observation else None
     if record.reason == Reason.CANCELLED:
         to = Status.CANCELLED
     elif exit_code == 0 and record.reason == Reason.EXIT_CODE:
         to = Status.COMPLETED
     elif _is_retried(job, exit_code, record.reason):
-        return retry_or_fail(job, host, record)
+        return retry_or_fail(job, host, record, **fields)
     else:
         to = Status.FAILED
-    return to if end_attempt(job, to, host, record) else None
+    return to if end_attempt(job, to, host, record, **fields) else None
 
 
 def _is_retried(job: ContainerJob, exit_code: int | None, reason: Reason) -> bool:
@@ -166,26 +167,18 @@ def _is_retried(job: ContainerJob, exit_code: int | None, reason: Reason) -> boo
     return reason in (Reason.EXIT_CODE, Reason.OOM) and exit_code in job.retry_exit_codes
 
 
-def _judge_missing(missing: list[_Gone]) -> tuple[list[EndedJob], list[str]]:
-    """Of one host. Few are lost; many at once are held, since a mounted disk may bring them back."""
-    ended = []
-    held = [gone for gone in missing if len(missing) >= HELD_TOGETHER and not gone.job.is_given_up]
-    for gone in held:
-        if gone.job.row.missing_at is None:
-            amend(gone.job.row, missing_at=Now())
-    for gone in missing:
-        if gone in held:
-            continue
-        job = gone.job.row
-        status = end_lost(job, gone.connection.host, GONE)
-        if status is not None:
-            reason = Reason.CANCELLED if status == Status.CANCELLED else Reason.LOST
-            ended.append(_ended(job, status, AttemptRecord(reason, GONE)))
-    if not held:
-        return ended, []
-    name = held[0].connection.host.name
-    seconds = get_settings().HOST_GRACE_SECONDS
-    return ended, [f"host {name}: the containers of {len(held)} jobs vanished at once; held for {seconds:g} s"]
+def _judge_missing(observed: ObservedJob, view: HostView) -> _Outcome:
+    """Its container is gone, confirmed by a look at its id. One is lost; many at once a mounted disk may bring back."""
+    job = observed.row
+    if view.vanished >= HELD_TOGETHER and not observed.is_given_up:
+        if job.missing_at is None:
+            amend(job, missing_at=Now())
+        return view
+    status = end_lost(job, view.connection.host, GONE)
+    if status is None:
+        return None
+    reason = Reason.CANCELLED if status == Status.CANCELLED else Reason.LOST
+    return _ended(job, status, AttemptRecord(reason, GONE))
 
 
 def _ended(job: ContainerJob, status: Status, record: AttemptRecord) -> EndedJob:

@@ -4,8 +4,10 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db.models import Case, Q, Value, When
@@ -13,7 +15,7 @@ from django.db.models.functions import Now
 
 from .conf import get_settings
 from .engine import Engine, MakeEngine
-from .exceptions import EngineError, EngineReplaced, HostMisconfigured
+from .exceptions import EngineError, EngineReplaced, HostMisconfigured, HostUnavailable, OutcomeUnknown
 from .models import DockerHost
 from .policy import describe, validate_address
 from .transitions import from_now
@@ -29,9 +31,9 @@ _FRESH_SECONDS = 2
 _SEEN_SECONDS = 5
 
 
-@dataclass
+@dataclass(eq=False)
 class HostConnection:
-    """One host as this process knows it: its Engine, and the few threads that may talk to it."""
+    """One host as this process knows it: its Engine, the few threads that may talk to it, and the breaker."""
 
     host: DockerHost
     engine: Engine
@@ -43,6 +45,27 @@ class HostConnection:
     is_stale: bool = False
     _probe: "Future[str] | None" = field(default=None, repr=False)
     _probed_at: float = 0.0
+
+    @property
+    def width(self) -> int:
+        return 2 * get_settings().LAUNCH_THREADS
+
+    def submit(self, call: Callable[[], Any]) -> "Future[Any]":
+        """Run a call to the Engine in one of the host's threads, unless one has failed since it was last reached."""
+        return self.executor.submit(self._unless_failed, call)
+
+    def _unless_failed(self, call: Callable[[], Any]) -> Any:
+        if self.has_failed:
+            # A call that hangs takes its whole timeout: one is enough.
+            raise HostUnavailable(f"host {self.host.name} has just failed; it is left alone until the next round")
+        try:
+            return call()
+        except (HostUnavailable, HostMisconfigured, OutcomeUnknown):
+            self.has_failed = True
+            raise
+
+    def close(self) -> None:
+        self.executor.shutdown(wait=False)
 
     def probe(self) -> "Future[str]":
         """The answer to `identify` that is under way; a host that hangs is not asked a second time meanwhile."""
@@ -58,6 +81,8 @@ class HostConnection:
             engine_id = self.engine.identify()
         except EngineError as e:
             answer.set_exception(e)
+        except Exception as e:  # noqa: BLE001 (whatever a transport raises: an answer that never comes closes the host for good)
+            answer.set_exception(HostMisconfigured(f"{type(e).__name__}: {e}"))
         else:
             answer.set_result(engine_id)
 
@@ -87,6 +112,11 @@ class Hosts:
         if self._pid == os.getpid() and time.monotonic() - self._reached_at < _FRESH_SECONDS:
             return {pk: connection for pk, connection in self._reached.items() if not connection.has_failed}
         return self.reach()[0]
+
+    @property
+    def reached_ids(self) -> set[int] | None:
+        """The hosts that answered this process last; None: it has not asked yet."""
+        return set(self._reached) if self._reached_at else None
 
     def reach(self) -> tuple[dict[int, HostConnection], list[str]]:
         """The hosts in use that answer with the id they are known by, and a sentence per host that does not."""
@@ -121,6 +151,7 @@ class Hosts:
                 reached[connection.host.pk] = connection
         _note_seen([pk for pk, connection in reached.items() if connection.is_stale])
         self._reached, self._reached_at = reached, time.monotonic()
+        self._drop_all_but({connection.host.pk for connection in asked})
         return reached, problems
 
     def _connect(self, host: DockerHost) -> HostConnection:
@@ -130,6 +161,8 @@ class Hosts:
             raise HostMisconfigured(describe(e)) from e
         known = self._connections.get(host.pk)
         if known is None or known.address != host.address:
+            if known is not None:
+                known.close()
             settings = get_settings()
             known = HostConnection(
                 host=host,
@@ -140,6 +173,10 @@ class Hosts:
             self._connections[host.pk] = known
         known.host = host
         return known
+
+    def _drop_all_but(self, host_ids: set[int]) -> None:
+        for pk in self._connections.keys() - host_ids:
+            self._connections.pop(pk).close()
 
 
 def _confirm(connection: HostConnection) -> None:
@@ -167,5 +204,9 @@ def _note_seen(host_ids: list[int]) -> None:
 def _note_down(host: DockerHost, error: EngineError) -> str:
     if host.last_error != str(error):
         logger.warning("host %s: %s", host.name, error, extra={"host": host.name})
-    DockerHost.objects.filter(pk=host.pk).update(last_down_at=Now(), last_error=str(error))
+    fields: dict[str, Any] = {"last_error": str(error)}
+    if not isinstance(error, HostMisconfigured):
+        # What can't be used from here may well run its jobs: another machine has another Engine at this path.
+        fields["last_down_at"] = Now()
+    DockerHost.objects.filter(pk=host.pk).update(**fields)
     return f"host {host.name}: {error}"

@@ -1,16 +1,16 @@
 """From a claim to running containers: create, record, start, record."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db.models.functions import Now
-from django.utils.module_loading import import_string
+from django.db.utils import Error as DatabaseError
 
+from . import secret_values
 from .attempts import (
     AttemptRecord,
     cancel_if_asked,
@@ -32,7 +32,6 @@ from .exceptions import (
     NameTaken,
     OutcomeUnknown,
     RequestRefused,
-    SecretUnavailable,
     ShuttingDown,
 )
 from .hosts import HostConnection
@@ -43,7 +42,7 @@ from .pulling import Pulls
 from .retry import Verdict, verdict_on
 from .steps import Call, Steps, drive
 from .transitions import from_now, move
-from .types import BatchResult, JobError, JobSpec, Observation, is_clean
+from .types import BatchResult, JobError, JobSpec, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def launch(
         assert job.slot_host_id is not None  # noqa: S101 (the database's constraint, for the type checker)
         connection = connections[job.slot_host_id]
         procedure = _Launch(job, connection, lease, pulls, instance_id, is_stopping)
-        procedures.append((procedure.steps(), connection.executor))
+        procedures.append((procedure.steps(), connection))
     return sum(drive(procedures), BatchResult())
 
 
@@ -76,49 +75,57 @@ class _Launch:
     pulls: Pulls
     instance_id: str
     is_stopping: Callable[[], bool]
-    #: Values that must not be in any message.
-    secrets: tuple[str, ...] = ()
+    #: Variable -> value; no message may hold one.
+    secrets: Mapping[str, str] = field(default_factory=dict)
 
     def steps(self) -> Steps[BatchResult]:
-        job, engine = self.job, self.connection.engine
+        """What became of the job. A database that fails leaves the row to recovery, and the others alone."""
+        try:
+            return (yield from self._steps())
+        except DatabaseError as e:
+            return self._report(None, f"the database failed: {e}")
+
+    def _steps(self) -> Steps[BatchResult]:
+        job = self.job
         try:
             spec = job.validated_spec()
-            environment = self._environment(spec)
         except ValidationError as e:
             return self._fail(f"not allowed: {describe(e)}")
-        except SecretUnavailable as e:
-            return self._retry(e)
         if job.pull_error:
-            return self._report(
-                retry_or_fail(job, self.connection.host, AttemptRecord(Reason.LAUNCH, job.pull_error)), job.pull_error
-            )
-        if spec.pull_policy == "always" and job.pulled_at is None:
+            record = AttemptRecord(Reason.LAUNCH, job.pull_error)
+            return self._report(retry_or_fail(job, self.connection.host, record), job.pull_error)
+        if spec.pull_policy == "always" and job.pulled_host_id != self.connection.host.pk:
             return self._hold()
-
-        create = partial(
-            engine.create,
-            container_name(self.instance_id, job.pk, job.attempt),
-            _bounded(spec),
-            environment=environment,
-            labels=self._labels(spec),
-            hardening=self.connection.host.hardening,
-        )
         try:
-            container_id = yield self._unless_stopping(self.lease.guard(create))
+            container_id = yield from self._create(spec)
         except NameTaken as e:
-            container_id = yield from self._own_container()
-            if container_id is None:
+            own_id = yield from self._own_container()
+            if own_id is None:
                 return self._report(None, str(e))
+            container_id = own_id
         except ContainerManagerError as e:
             return self._after_create(e)
-
         if not move(job, Status.STARTING, container_id=container_id, deadline_at=from_now(job.timeout_seconds)):
             return (yield from self._withdraw(container_id))
         try:
-            yield self.lease.guard(partial(engine.start, container_id))
+            yield self.lease.guard(partial(self.connection.engine.start, container_id))
         except ContainerManagerError as e:
             return (yield from self._after_start(e, container_id))
         return self._record_start()
+
+    def _create(self, spec: JobSpec) -> Steps[str]:
+        if spec.secret_environment:
+            self.secrets = yield self._unless_stopping(partial(secret_values.resolve, spec.secret_environment))
+        create = partial(
+            self.connection.engine.create,
+            container_name(self.instance_id, self.job.pk, self.job.attempt),
+            _bounded(spec),
+            environment=self._environment(spec),
+            labels=self._labels(spec),
+            hardening=self.connection.host.hardening,
+        )
+        container_id: str = yield self._unless_stopping(self.lease.guard(create))
+        return container_id
 
     def _labels(self, spec: JobSpec) -> dict[str, str]:
         return spec.labels | {
@@ -129,10 +136,8 @@ class _Launch:
         }
 
     def _environment(self, spec: JobSpec) -> dict[str, str]:
-        secrets = _resolve(spec.secret_environment)
-        self.secrets = tuple(secrets.values())
         own = {"CM_JOB_ID": str(self.job.pk), "CM_ATTEMPT": str(self.job.attempt)}
-        return {**spec.environment, **secrets, **own}
+        return {**spec.environment, **self.secrets, **own}
 
     def _unless_stopping(self, call: Call) -> Call:
         def checked() -> Any:
@@ -153,8 +158,6 @@ class _Launch:
 
     def _after_create(self, error: ContainerManagerError) -> BatchResult:
         job, host = self.job, self.connection.host
-        if isinstance(error, _HOST_FAULTS):
-            self.connection.has_failed = True
         if isinstance(error, ImageMissing):
             if job.pull_policy == "never":
                 return self._fail(f"host {host.name} does not have the image {job.image}, and pull_policy is never")
@@ -173,8 +176,6 @@ class _Launch:
         job, host, engine = self.job, self.connection.host, self.connection.engine
         if isinstance(error, (*_HOST_FAULTS, LeaseExpired)):
             # From here on the container may run: recovery finds out.
-            if not isinstance(error, LeaseExpired):
-                self.connection.has_failed = True
             return self._report(None, str(error))
         try:
             seen: Observation = yield partial(engine.inspect, container_id)
@@ -248,33 +249,10 @@ class _Launch:
         )
 
     def _masked(self, text: str) -> str:
-        for secret in self.secrets:
-            # As it is, and as Go and JSON quote it.
-            for form in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}:
-                if form:
-                    text = text.replace(form, "***")
-        return text
+        return secret_values.masked(text, self.secrets)
 
     def _extra(self) -> dict[str, Any]:
         return {"job": self.job.pk, "attempt": self.job.attempt, "host": self.connection.host.name}
-
-
-def _resolve(references: Mapping[str, str]) -> dict[str, str]:
-    if not references:
-        return {}
-    path = get_settings().SECRET_RESOLVER
-    if path is None:
-        raise SecretUnavailable("secret_environment needs the setting SECRET_RESOLVER")
-    resolver: Callable[[str], str] = import_string(path)
-    values = {}
-    for name, reference in references.items():
-        try:
-            values[name] = str(resolver(reference))
-        except Exception as e:  # noqa: BLE001 (foreign code may raise anything, and its message may hold the secret)
-            raise SecretUnavailable(f"secret_environment: {name}: the resolver raised {type(e).__name__}") from None
-        if not is_clean(values[name]):
-            raise SecretUnavailable(f"secret_environment: {name}: its value has a NUL or is no valid Unicode")
-    return values
 
 
 def _bounded(spec: JobSpec) -> JobSpec:

@@ -46,7 +46,7 @@ class Manifest(Frozen):
     @classmethod
     def _is_not_empty(cls, value: tuple[ManifestEntry, ...]) -> tuple[ManifestEntry, ...]:
         if not value:
-            raise ValueError("there is none")
+            raise ValueError("there must be at least 1 job")
         return value
 
 

@@ -7,7 +7,7 @@ from .models import ContainerJob, Reason, Status
 from .types import QueueMetrics
 
 
-def measure() -> QueueMetrics:
+def measure_queue() -> QueueMetrics:
     """Each figure by a count on its own index."""
     jobs = ContainerJob.objects.order_by()
     alive = list(jobs.alive().values_list("status", flat=True))

@@ -8,10 +8,11 @@ from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 
 from .conf import get_settings
+from .exceptions import QueueIsNewer
 from .policy import validate_address, validate_job
 from .types import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, EngineAddress, Hardening, JobSpec, Limits
 
-#: Raised when a version of this app must not work on a queue beside an older one.
+#: Raised, by a migration too, when this version must not work on a queue beside an older one.
 PROTOCOL = 1
 
 
@@ -76,7 +77,10 @@ class Installation(models.Model):
 
     @classmethod
     def load(cls) -> "Installation":
+        """Raises `QueueIsNewer` if the queue was worked on by a version whose rules this one does not know."""
         installation, _ = cls.objects.get_or_create(pk=1)
+        if installation.protocol > PROTOCOL:
+            raise QueueIsNewer
         return installation
 
     @property
@@ -175,9 +179,6 @@ class ContainerJobQuerySet(models.QuerySet["ContainerJob"]):
     def failed(self) -> Self:
         return self.filter(status=Status.FAILED)
 
-    def unfinished(self) -> Self:
-        return self.exclude(status__in=ENDED)
-
     def lease_over(self) -> Self:
         return self.filter(claimed_until__lt=Now())
 
@@ -200,9 +201,8 @@ class ContainerJobManager(models.Manager.from_queryset(ContainerJobQuerySet)):  
         return job
 
 
-_JSON_FIELDS = (
-    "command", "entrypoint", "environment", "secret_environment", "mounts", "networks", "labels", "retry_exit_codes",
-)  # fmt: skip
+_LISTS = ("command", "entrypoint", "mounts", "networks", "retry_exit_codes")
+_OBJECTS = ("environment", "secret_environment", "labels")
 
 
 class ContainerJob(models.Model):
@@ -224,9 +224,7 @@ class ContainerJob(models.Model):
     memory_limit_mib = models.PositiveIntegerField("memory limit (MiB)", null=True, blank=True)
     cpu_limit = models.FloatField("CPU limit", null=True, blank=True)
     mounts = models.JSONField(
-        default=list,
-        blank=True,
-        help_text='[{"type": "volume", "source": "data", "target": "/data", "read_only": true}]',
+        default=list, blank=True, help_text='[{"type": "volume", "source": "cm-data", "target": "/data"}]'
     )
     networks = models.JSONField(default=list, blank=True, help_text='["backend"]; ["none"] for no network at all.')
     labels = models.JSONField(default=dict, blank=True, help_text='{"team": "data"}')
@@ -278,8 +276,10 @@ class ContainerJob(models.Model):
     container_id = models.CharField(max_length=64, null=True, blank=True, editable=False)  # noqa: DJ001 (unique where set)
     #: Since when its container is gone together with others, so that it is held and not yet `lost`.
     missing_at = models.DateTimeField(null=True, blank=True, editable=False)
-    #: When a pull that this job waited for ended, and how.
-    pulled_at = models.DateTimeField(null=True, blank=True, editable=False)
+    #: Which host's pull this try has waited for, and how that ended.
+    pulled_host = models.ForeignKey(
+        DockerHost, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", db_index=False, editable=False
+    )
     pull_error = models.TextField(blank=True, editable=False)
     #: The Prefect flow run that waits for this job.
     flow_run_id = models.CharField(max_length=36, blank=True, editable=False)
@@ -330,10 +330,10 @@ class ContainerJob(models.Model):
         return f"Job {self.pk} ({self.name or self.image})"
 
     def clean(self) -> None:
-        for name in _JSON_FIELDS:
+        for name in _LISTS + _OBJECTS:
             # What a form's empty field means.
             if getattr(self, name) is None:
-                setattr(self, name, self._meta.get_field(name).get_default())
+                setattr(self, name, [] if name in _LISTS else {})
         self.validated_spec()
 
     def validated_spec(self) -> JobSpec:

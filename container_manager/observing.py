@@ -1,8 +1,9 @@
 """One look at all hosts: the rows first, then the containers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 from django.db.models import BooleanField, Case, Q, Value, When
 from django.db.models.functions import Now
@@ -10,7 +11,7 @@ from django.db.models.functions import Now
 from .conf import get_settings
 from .exceptions import EngineError
 from .hosts import HostConnection
-from .models import ContainerJob
+from .models import ContainerJob, Status
 from .transitions import from_now
 from .types import ContainerSummary
 
@@ -23,11 +24,26 @@ class HostView:
     jobs: list["ObservedJob"]
     containers: dict[str, ContainerSummary]
 
+    @cached_property
+    def vanished(self) -> int:
+        """How many running jobs have no container any more."""
+        return sum(
+            job.row.status == Status.RUNNING and job.row.container_id not in self.containers for job in self.jobs
+        )
+
 
 @dataclass
 class View:
     hosts: list[HostView] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    #: The jobs to act on; None: all.
+    chosen: frozenset[int] | None = None
+
+    def jobs(self) -> Iterator[tuple["ObservedJob", HostView]]:
+        for host in self.hosts:
+            for job in host.jobs:
+                if self.chosen is None or job.row.pk in self.chosen:
+                    yield job, host
 
 
 @dataclass
@@ -42,31 +58,31 @@ class ObservedJob:
     is_given_up: bool
 
 
-def observe(connections: Mapping[int, HostConnection], instance_id: str, only: Collection[int] | None = None) -> View:
-    """Read the alive jobs of the hosts (`only` those ids, if given) in one query, then list each host's containers."""
+def observe(connections: Mapping[int, HostConnection], instance_id: str, chosen: Collection[int] | None = None) -> View:
+    """Read the alive jobs of the hosts in one query, then list each host's containers.
+
+    `chosen`: ids of the jobs to act on. The others are looked at all the same: what befalls many is judged by all.
+    """
     jobs: dict[int, list[ObservedJob]] = {pk: [] for pk in connections}
-    for job in _alive(connections, only):
+    for job in _alive(connections):
         jobs[job.row.slot_host_id or 0].append(job)
     lists: dict[int, Future[list[ContainerSummary]]] = {
-        pk: connection.executor.submit(connection.engine.list, instance_id) for pk, connection in connections.items()
+        pk: connection.submit(partial(connection.engine.list, instance_id)) for pk, connection in connections.items()
     }
-    view = View()
+    view = View(chosen=None if chosen is None else frozenset(chosen))
     for pk, connection in connections.items():
         try:
             containers = lists[pk].result()
         except EngineError as e:
-            connection.has_failed = True
             view.problems.append(f"host {connection.host.name}: {e}")
             continue
         view.hosts.append(HostView(connection, jobs[pk], {container.id: container for container in containers}))
     return view
 
 
-def _alive(connections: Mapping[int, HostConnection], only: Collection[int] | None) -> list[ObservedJob]:
+def _alive(connections: Mapping[int, HostConnection]) -> list[ObservedJob]:
     settings = get_settings()
     rows = ContainerJob.objects.filter(slot_host__in=list(connections)).order_by("pk")
-    if only is not None:
-        rows = rows.filter(pk__in=list(only))
     rows = rows.annotate(
         is_past_deadline=_whether(Q(deadline_at__lt=Now())),
         is_past_grace=_whether(Q(stop_requested_at__lt=from_now(-settings.STOP_GRACE_SECONDS))),

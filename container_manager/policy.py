@@ -1,6 +1,7 @@
 """What this installation allows. Checked when a job or host is saved, and again right before it is used."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 from socket import inet_aton
@@ -82,6 +83,8 @@ def _problems(spec: JobSpec, settings: Settings) -> dict[str, str]:
     for mount in spec.mounts:
         if mount.type == "bind" and not _is_below(mount.source, settings.ALLOWED_BIND_PREFIXES):
             found["mounts"] = f"{mount.source} is not below any path of the setting ALLOWED_BIND_PREFIXES"
+        if mount.type == "volume" and not any(fnmatchcase(mount.source, name) for name in settings.ALLOWED_VOLUMES):
+            found["mounts"] = f"volume {mount.source} is not among the setting ALLOWED_VOLUMES"
     if settings.MAX_MEMORY_MIB and spec.memory_limit_mib and spec.memory_limit_mib > settings.MAX_MEMORY_MIB:
         found["memory_limit_mib"] = f"at most {settings.MAX_MEMORY_MIB} (setting MAX_MEMORY_MIB)"
     if settings.MAX_CPUS and spec.cpu_limit and spec.cpu_limit > settings.MAX_CPUS:

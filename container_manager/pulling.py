@@ -25,9 +25,10 @@ RENEW_SECONDS = 10
 
 @dataclass
 class _Pull:
-    """One pull of one image by one host's Engine, and the jobs (id -> attempt) that wait for it."""
+    """One pull of one image by one host's Engine, and the jobs (id -> token) that wait for it."""
 
-    waiting: dict[int, int] = field(default_factory=dict)
+    host_id: int
+    waiting: dict[int, str] = field(default_factory=dict)
     renew_at: float = field(default_factory=lambda: time.monotonic() + RENEW_SECONDS)
     error: EngineError | None = None
     has_ended: bool = False
@@ -56,26 +57,32 @@ class Pulls:
         why = f"waiting for host {host.name} to pull {job.image}"
         # A job whose image was pulled and is missing again (or was dealt to another host) counts its tries.
         charged = job.retry_count
-        to = hand_back(job, host, why, is_counted=job.pulled_at is not None, delay_seconds=HOLD_SECONDS)
+        to = hand_back(job, host, why, is_counted=job.pulled_host_id is not None, hold_seconds=HOLD_SECONDS)
         if to == Status.SCHEDULED and job.retry_count == charged:
             self._start(job, connection)
         return to
 
-    def settle(self) -> None:
-        """Hold those that wait a little longer; tell those whose pull has ended. To be called every few seconds."""
+    def settle(self) -> bool:
+        """Hold those that wait a little longer; tell those whose pull has ended. To be called every few seconds.
+
+        True: some job was told.
+        """
+        has_told = False
         for key, pull in list(self._pulls.items()):
             if pull.has_ended:
                 del self._pulls[key]
                 self._tell(pull)
+                has_told = True
             elif time.monotonic() >= pull.renew_at:
                 pull.renew_at = time.monotonic() + RENEW_SECONDS
                 _write(pull.waiting, scheduled_for=from_now(HOLD_SECONDS))
+        return has_told
 
     def _start(self, job: ContainerJob, connection: HostConnection) -> None:
         key = (connection.host.pk, job.image)
         pull = self._pulls.get(key)
         if pull is None:
-            pull = self._pulls[key] = _Pull()
+            pull = self._pulls[key] = _Pull(connection.host.pk)
             logger.info("host %s: pulling %s", connection.host.name, job.image)
             # Daemon: a pull can't be interrupted, and must not keep the process from ending.
             threading.Thread(
@@ -84,17 +91,17 @@ class Pulls:
                 name=f"pull-{connection.host.name}",
                 daemon=True,
             ).start()
-        pull.waiting[job.pk] = job.attempt
+        pull.waiting[job.pk] = job.claim_token
 
     def _tell(self, pull: _Pull) -> None:
         if isinstance(pull.error, HostUnavailable | HostMisconfigured):
             # The host is at fault; the job is free for another.
             _write(pull.waiting, scheduled_for=Now())
             return
-        _write(pull.waiting, scheduled_for=Now(), pulled_at=Now(), pull_error=str(pull.error or ""))
+        _write(pull.waiting, scheduled_for=Now(), pulled_host=pull.host_id, pull_error=str(pull.error or ""))
 
 
-def _write(waiting: dict[int, int], **fields: Any) -> None:
-    """Compare-and-set of each job that still waits: neither cancelled, nor sent on its way by a person."""
-    for job_id, attempt in waiting.items():
-        ContainerJob.objects.filter(pk=job_id, status=Status.SCHEDULED, attempt=attempt).update(**fields)
+def _write(waiting: dict[int, str], **fields: Any) -> None:
+    """Compare-and-set of each job that is still held: neither cancelled, nor sent on its way by a person."""
+    for job_id, token in waiting.items():
+        ContainerJob.objects.filter(pk=job_id, status=Status.SCHEDULED, claim_token=token).update(**fields)

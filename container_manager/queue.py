@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models.functions import Coalesce, Now
+from django.db.utils import Error as DatabaseError
 from django.utils.timezone import is_naive
 
 from . import metrics, shutdown
@@ -17,7 +18,7 @@ from .claiming import Claim, claim, promote_due, ready_jobs
 from .conf import get_settings
 from .enforcing import enforce
 from .engine import DockerEngine, MakeEngine
-from .exceptions import DatabaseBusy, InvalidTransition
+from .exceptions import ContainerManagerError, DatabaseBusy, InvalidTransition
 from .harvesting import harvest
 from .hosts import HostConnection, Hosts
 from .launching import launch as launch_jobs
@@ -34,6 +35,8 @@ from .types import BatchResult, EndedJob, Limits, LoopStats, QueueMetrics
 _CLAIMED_PER_THREAD = 4
 #: seconds; for how long one call goes on to claim while slots and ready jobs are left.
 _BATCH_SECONDS = 10
+#: seconds; between two looks at a pull.
+_PULL_SECONDS = 0.2
 #: Rows per INSERT.
 _INSERT_CHUNK = 1000
 #: Times that a cancellation runs after a job that moves.
@@ -167,12 +170,16 @@ class QueueManager:
         return ready_jobs(limit)
 
     def get_worker_metrics(self) -> QueueMetrics:
-        return metrics.measure()
+        return metrics.measure_queue()
 
     def capacity(self, max_concurrent: int) -> Capacity:
-        """Free slots by the database alone: hosts count as reachable unless a pass said otherwise last."""
-        reachable = set(DockerHost.objects.active().filter(last_error="").values_list("pk", flat=True))
-        return measure(max_concurrent, Installation.load().tag_limits, reachable)
+        """Free slots, without asking a host: on those that answered this process last, or on any."""
+        reachable = self._hosts.reached_ids
+        if reachable is None:
+            reachable = set(DockerHost.objects.active().filter(last_error="").values_list("pk", flat=True))
+        # On a new database there is no row yet, and looking makes none.
+        installation = Installation.objects.filter(pk=1).first() or Installation()
+        return measure(max_concurrent, installation.tag_limits, reachable)
 
     def keep_limits(self, limits: Limits) -> None:
         """Remember the Prefect tags' limits: the claim keeps to them, also while Prefect is away."""
@@ -202,10 +209,13 @@ class QueueManager:
             raise ValueError("max_concurrent must be at least 1")
         if timeout <= 0:
             raise ValueError("timeout must be more than 0")
+        if connection.in_atomic_block:
+            raise ContainerManagerError("a batch is launched outside of any transaction: none may span a Docker call")
         began = time.monotonic()
         is_stopping = shutdown.signal()
         try:
             with statements_within(timeout):
+                self._pulls.settle()
                 promote_due(began + timeout / 2)
                 instance_id = Installation.load().instance_id
                 connections = self._hosts.reached()
@@ -224,6 +234,11 @@ class QueueManager:
                 )
             except DatabaseBusy as e:
                 return batch + BatchResult(limit=str(e))
+            except DatabaseError as e:
+                if not batch.launched:
+                    raise
+                # What was launched is told in any case; the next round meets the error again.
+                return batch + BatchResult(limit=f"the database failed: {e}")
             batch += self._launch(claimed, usable, instance_id, is_stopping)
             if not claimed.jobs or is_stopping() or time.monotonic() - began >= _BATCH_SECONDS:
                 return batch
@@ -251,12 +266,17 @@ class QueueManager:
 
     def look_after(self, job: ContainerJob) -> list[EndedJob]:
         """Harvest, stop or recover one alive job, as a pass would."""
-        connections, _ = self._hosts.reach()
-        view = observe(connections, Installation.load().instance_id, only=[job.pk])
+        view = observe(self._hosts.reached(), Installation.load().instance_id, chosen=[job.pk])
         ended, _ = harvest(view)
         enforce(view)
         recover(view)
         return ended
+
+    def await_pulls(self) -> None:
+        """Wait for the pulls of this process, which end with it, until a stop is asked for."""
+        while self._pulls and not shutdown.is_stopping():
+            time.sleep(_PULL_SECONDS)
+            self._pulls.settle()
 
     def _launch(
         self, claimed: Claim, connections: dict[int, HostConnection], instance_id: str, is_stopping: Callable[[], bool]

@@ -1,6 +1,7 @@
 """What a dead or stalled launcher left: taken over once its lease is over, and never started by anyone else."""
 
 import logging
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ from django.db.models.functions import Now
 from .attempts import GONE, AttemptRecord, discard_unstarted, end_attempt, end_lost, hand_back
 from .conf import get_settings
 from .containers import NOT_EXECUTABLE
-from .exceptions import ContainerGone, EngineError, HostMisconfigured, HostUnavailable, LeaseExpired
+from .exceptions import ContainerGone, EngineError, LeaseExpired
 from .hosts import HostConnection
 from .leases import Lease, holder
 from .models import LEASED, ContainerJob, DockerHost, Reason, Status
@@ -25,17 +26,28 @@ _DIED = "its launcher stopped before the container was started"
 
 def recover(view: View) -> list[int]:
     """Bring every job whose lease is over to where it belongs; the ids of those that moved."""
+    recovered = _hand_back_launching(view.chosen)
     procedures = []
-    for host in view.hosts:
-        for job in host.jobs:
-            if job.row.status in LEASED and job.is_lease_over:
-                lease = _take_over(job.row)
-                if lease is not None:
-                    procedures.append((_recover(job.row, host.connection, lease), host.connection.executor))
-    recovered = [job_id for job_id in drive(procedures) if job_id is not None]
+    for job, host in view.jobs():
+        if job.row.status in (Status.STARTING, Status.RECOVERING) and job.is_lease_over:
+            lease = _take_over(job.row)
+            if lease is not None:
+                procedures.append((_recover(job.row, host.connection, lease), host.connection))
+    recovered += [job_id for job_id in drive(procedures) if job_id is not None]
     for job_id in recovered:
         logger.warning("job %s: recovered", job_id, extra={"job": job_id})
     return recovered
+
+
+def _hand_back_launching(chosen: Collection[int] | None) -> list[int]:
+    """Jobs without a container need no Engine for it, and must not wait for one that is down.
+
+    A container that was created all the same is of an attempt that is over, and is collected as such.
+    """
+    jobs = ContainerJob.objects.filter(status=Status.LAUNCHING).lease_over().select_related("slot_host").order_by("pk")
+    if chosen is not None:
+        jobs = jobs.filter(pk__in=chosen)
+    return [job.pk for job in jobs if _take_over(job) and hand_back(job, job.slot_host, _DIED)]
 
 
 def end_with_host(job: ContainerJob, host: DockerHost) -> Status | None:
@@ -58,16 +70,13 @@ def _take_over(job: ContainerJob) -> Lease | None:
 
 def _recover(job: ContainerJob, connection: HostConnection, lease: Lease) -> Steps[int | None]:
     host, engine = connection.host, connection.engine
-    if job.status == Status.LAUNCHING:
-        # A container that it may have created is of an attempt that is over, and is collected as such.
-        return _id_if(job, hand_back(job, host, _DIED))
     container_id = job.container_id or ""
     try:
         seen: Observation | None = yield partial(engine.inspect, container_id)
     except ContainerGone:
         seen = None
     except EngineError as e:
-        _postpone(job, connection, e)
+        _postpone(job, e)
         return None
     if seen is not None and seen.has_run:
         return _adopt(job)
@@ -83,7 +92,7 @@ def _recover(job: ContainerJob, connection: HostConnection, lease: Lease) -> Ste
     try:
         ran = yield from discard_unstarted(engine, container_id, lease.guard)
     except (EngineError, LeaseExpired) as e:
-        _postpone(job, connection, e)
+        _postpone(job, e)
         return None
     return _adopt(job) if ran is not None else _id_if(job, hand_back(job, host, _DIED))
 
@@ -93,10 +102,8 @@ def _adopt(job: ContainerJob) -> int | None:
     return job.pk if move(job, Status.RUNNING, launched_at=Now(), launch_tries=0, last_error="") else None
 
 
-def _postpone(job: ContainerJob, connection: HostConnection, error: Exception) -> None:
+def _postpone(job: ContainerJob, error: Exception) -> None:
     """Leave it to a later pass, which finds this lease over."""
-    if isinstance(error, HostUnavailable | HostMisconfigured):
-        connection.has_failed = True
     logger.warning("job %s: not recovered yet: %s", job.pk, error, extra={"job": job.pk})
 
 

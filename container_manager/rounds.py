@@ -56,10 +56,10 @@ class Rounds:
         named = listening.ended_ids() if listening else set()
         view = observe(connections, installation.instance_id)
         running = _running_ids(view)
-        ended, anomalies = harvest(view, named)
+        ended, anomalies = harvest(view, named, self._is_stopping)
         if listening:
             listening.forget(named & running)
-            listening.watch(connections)
+            listening.watch(connections, installation.instance_id)
         stopped = enforce(view)
         recovered = recover(view)
         anomalies += collect(view, installation.instance_id)
@@ -87,16 +87,17 @@ class Rounds:
             stats = self._keep_full(lease, work_seconds)
         else:
             stats = LoopStats().plus(self.once())
-        while self._pulls and not self._is_stopping():
-            # Never for long: a pull has a bound, and its thread ends with this process.
-            time.sleep(_PULL_SECONDS)
-            self._pulls.settle()
+        with wakeups(self._is_stopping) as listening:
+            while self._pulls and not self._is_stopping():
+                # Meanwhile the queue goes on: others rely on this pass.
+                self._wait(listening, _BACKSTOP_SECONDS)
+                stats = stats.plus(self.once(listening))
         return stats
 
     def for_ever(self, poll_seconds: float) -> LoopStats:
         """Until a stop is asked for. A database that is away is reported once, and waited for."""
         stats, failures = LoopStats(), 0
-        with wakeups(Installation.load().instance_id, self._is_stopping) as listening:
+        with wakeups(self._is_stopping) as listening:
             while not self._is_stopping():
                 try:
                     stats = stats.plus(self.once(listening))
@@ -109,14 +110,14 @@ class Rounds:
                     if failures:
                         logger.warning("the database is back")
                     failures = 0
-                    listening.wait(_PULL_SECONDS if self._pulls else poll_seconds)
+                    self._wait(listening, poll_seconds)
         return stats
 
     def _keep_full(self, lease: WorkLease, work_seconds: float) -> LoopStats:
         until = time.monotonic() + work_seconds
         stats = LoopStats()
         try:
-            with wakeups(Installation.load().instance_id, self._is_stopping) as listening:
+            with wakeups(self._is_stopping) as listening:
                 while True:
                     stats = stats.plus(self.once(listening))
                     left = until - time.monotonic()
@@ -125,7 +126,7 @@ class Rounds:
                     wait = self._patience(left)
                     if wait is None:
                         break
-                    listening.wait(min(wait, left))
+                    self._wait(listening, min(wait, left))
         finally:
             lease.release()
         # Released first: a pass that found the lease live has relied on us for what came in since our last look.
@@ -135,12 +136,18 @@ class Rounds:
 
     def _patience(self, left: float) -> float | None:
         """How long to wait before the next round, in seconds; None: there is nothing to stay for."""
-        if self._pulls:
-            return _PULL_SECONDS
-        if self._running_after > 0:
+        if self._pulls or self._running_after > 0:
             return _BACKSTOP_SECONDS
         due = _seconds_to_next_due()
         return due if due is not None and due < left else None
+
+    def _wait(self, listening: Wakeups, seconds: float) -> None:
+        """Until a container or a pull ends, `seconds` are over, or a stop is asked for."""
+        until = time.monotonic() + seconds
+        while self._pulls and (left := until - time.monotonic()) > 0:
+            if listening.wait(min(_PULL_SECONDS, left)) or self._is_stopping() or self._pulls.settle():
+                return
+        listening.wait(until - time.monotonic())
 
 
 def _refresh_connection() -> None:

@@ -50,7 +50,7 @@ _OF_ALL_TRIES: dict[str, Any] = {
     "last_error": "",
     "retry_count": 0,
     "launch_tries": 0,
-    "pulled_at": None,
+    "pulled_host": None,
     "pull_error": "",
 }
 
@@ -62,15 +62,16 @@ def from_now(seconds: float) -> "ExpressionWrapper[Any]":
     )
 
 
-def move(job: ContainerJob, to: Status, **fields: Any) -> bool:
+def move(job: ContainerJob, to: Status, *, if_null: str = "", **fields: Any) -> bool:
     """Compare-and-set: move the job, unless its row is no longer what `job` says. False means that it lost.
 
-    `fields` are written with it. What the database computes is read again at its next use.
+    With `if_null` it also loses if that field has a value by now. `fields` are written with it. What the
+    database computes is read again at its next use.
     Raises `InvalidTransition` if the table has no such move.
     """
     source = Status(job.status)
     _check(source, to)
-    row = _unchanged(job)
+    row = _unchanged(job, if_null)
     if _minds_cancellation(source, to):
         row = row.filter(cancel_requested_at__isnull=True)
     changes = _changes(source, to) | fields
@@ -95,9 +96,7 @@ def amend(job: ContainerJob, *, if_null: str = "", **fields: Any) -> bool:
 
     With `if_null` it also loses if that field has a value by now.
     """
-    row = _unchanged(job)
-    if if_null:
-        row = row.filter(**{f"{if_null}__isnull": True})
+    row = _unchanged(job, if_null)
     changes = fields | {"updated_at": Now()}
     if not row.update(**changes):
         return False
@@ -123,11 +122,11 @@ def show(job: ContainerJob, changes: dict[str, Any]) -> None:
             setattr(job, name, value)
 
 
-def _unchanged(job: ContainerJob) -> ContainerJobQuerySet:
+def _unchanged(job: ContainerJob, if_null: str) -> ContainerJobQuerySet:
     row: ContainerJobQuerySet = ContainerJob.objects.filter(
         pk=job.pk, status=job.status, attempt=job.attempt, claim_token=job.claim_token
     )
-    return row
+    return row.filter(**{f"{if_null}__isnull": True}) if if_null else row
 
 
 def _check(source: Status, to: Status) -> None:

@@ -67,12 +67,8 @@ def is_clean(text: str) -> bool:
 
 
 def _clean_text(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain a NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode, without lone surrogates") from None
+    if not is_clean(value):
+        raise ValueError("must not contain a NUL character, and be valid Unicode without lone surrogates")
     return value
 
 
@@ -245,7 +241,6 @@ class ContainerSummary(Frozen):
     state: str
     job_id: int | None
     attempt: int | None
-    token: str
 
     @property
     def has_ended(self) -> bool:
@@ -263,8 +258,7 @@ class Observation(Frozen):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     image_digest: str = ""
-    job_id: int | None = None
-    attempt: int | None = None
+    #: of the claim that created it.
     token: str = ""
 
     @property

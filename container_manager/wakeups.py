@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .engine import EndWatch
 from .exceptions import EngineError
@@ -18,25 +18,23 @@ _NAMED_SECONDS = 60
 
 
 class Wakeups:
-    """Listens to the hosts' events in daemon threads: one that hangs must not keep the process from ending."""
+    """What the hosts' events tell, for the one thread that does the rounds."""
 
-    def __init__(self, instance_id: str, is_stopping: Callable[[], bool]) -> None:
-        self._instance_id = instance_id
+    def __init__(self, is_stopping: Callable[[], bool]) -> None:
         self._is_stopping = is_stopping
         self._woken = threading.Event()
-        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._named: dict[str, float] = {}
-        self._watches: dict[int, EndWatch | None] = {}
+        self._listeners: dict[int, _Listener] = {}
 
-    def watch(self, connections: Mapping[int, HostConnection]) -> None:
-        """Listen to these hosts, too."""
+    def watch(self, connections: Mapping[int, HostConnection], instance_id: str) -> None:
+        """Listen to these hosts, and to no others."""
+        for pk, listener in list(self._listeners.items()):
+            if connections.get(pk) is not listener.connection:
+                self._listeners.pop(pk).close()
         for pk, connection in connections.items():
-            if pk not in self._watches:
-                self._watches[pk] = None
-                threading.Thread(
-                    target=self._listen, args=(pk, connection), name=f"events-{connection.host.name}", daemon=True
-                ).start()
+            if pk not in self._listeners:
+                self._listeners[pk] = _Listener(connection, instance_id, self._note)
 
     def ended_ids(self) -> set[str]:
         """Containers whose end was told of late; a list may still show them as running."""
@@ -51,39 +49,71 @@ class Wakeups:
             for container_id in container_ids:
                 self._named.pop(container_id, None)
 
-    def wait(self, seconds: float) -> None:
-        """Until a container ends, `seconds` are over, or a stop is asked for."""
+    def wait(self, seconds: float) -> bool:
+        """Until a container ends, which is True, `seconds` are over, or a stop is asked for."""
         until = time.monotonic() + seconds
         while not self._is_stopping() and (left := until - time.monotonic()) > 0:
             if self._woken.wait(min(left, _SLICE_SECONDS)):
                 break
+        is_woken = self._woken.is_set()
         self._woken.clear()
+        return is_woken
 
     def close(self) -> None:
-        self._closed.set()
-        for watch in self._watches.values():
-            if watch is not None:
-                watch.close()
+        for listener in self._listeners.values():
+            listener.close()
 
-    def _listen(self, pk: int, connection: HostConnection) -> None:
+    def _note(self, container_id: str) -> None:
+        if container_id:
+            with self._lock:
+                self._named[container_id] = time.monotonic() + _NAMED_SECONDS
+        self._woken.set()
+
+
+class _Listener:
+    """Follows one host's events in a daemon thread: one that hangs must not keep the process from ending."""
+
+    def __init__(self, connection: HostConnection, instance_id: str, note: Callable[[str], None]) -> None:
+        """`note` is told the id of each container that ends, and an empty one when it begins to listen."""
+        self.connection = connection
+        self._instance_id = instance_id
+        self._note = note
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._watch: EndWatch | None = None
+        threading.Thread(target=self._run, name=f"events-{connection.host.name}", daemon=True).start()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed.set()
+            watch = self._watch
+        if watch is not None:
+            watch.close()
+
+    def _run(self) -> None:
         while not self._closed.is_set():
-            try:
-                watch = self._watches[pk] = connection.engine.watch_ends(self._instance_id)
-                # What ended while nobody listened is found by the list.
-                self._woken.set()
-                for container_id in watch:
-                    with self._lock:
-                        self._named[container_id] = time.monotonic() + _NAMED_SECONDS
-                    self._woken.set()
-            except EngineError:
-                # The round that follows reports the host; here is only to try again.
-                pass
+            # The round that follows reports a host that fails; here is only to try again.
+            with suppress(EngineError):
+                self._follow()
             self._closed.wait(_RECONNECT_SECONDS)
+
+    def _follow(self) -> None:
+        watch = self.connection.engine.watch_ends(self._instance_id)
+        with self._lock:
+            self._watch = watch
+            is_late = self._closed.is_set()
+        if is_late:
+            watch.close()
+            return
+        # What ended while nobody listened is found by the list.
+        self._note("")
+        for container_id in watch:
+            self._note(container_id)
 
 
 @contextmanager
-def wakeups(instance_id: str, is_stopping: Callable[[], bool]) -> Iterator[Wakeups]:
-    listening = Wakeups(instance_id, is_stopping)
+def wakeups(is_stopping: Callable[[], bool]) -> Iterator[Wakeups]:
+    listening = Wakeups(is_stopping)
     try:
         yield listening
     finally:

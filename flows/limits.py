@@ -107,7 +107,11 @@ def _launch_slots(client: SyncPrefectClient, row: GlobalConcurrencyLimitResponse
     if not slots.is_full or not slots.taken:
         return slots
     # A task run that was killed, or whose server was restarted, may hold a slot for good.
-    holders = client.read_concurrency_limit_by_tag(LAUNCH_TAG).active_slots
+    try:
+        holders = client.read_concurrency_limit_by_tag(LAUNCH_TAG).active_slots
+    except ObjectNotFound:
+        # Somebody has just removed it.
+        return LaunchSlots()
     held = sum(_is_in_flight(client, task_run_id) for task_run_id in holders)
     if held < slots.taken:
         logger.warning("tag %s: freed %d slots of task runs that have ended", LAUNCH_TAG, slots.taken - held)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from container_manager import shutdown
 from container_manager.models import ContainerJob
+from container_manager.queue import queue_manager
 from container_manager.services import StatusGroup, job_service
 from container_manager.types import ProcessedJob, ProcessReport
 
@@ -41,6 +42,7 @@ def process_jobs(
             if shutdown.is_stopping():
                 break
             done.append(_process(pk, found, max_concurrent, timeout, always_retry=job_id is not None))
+        queue_manager.await_pulls()
     report = ProcessReport(jobs=tuple(done))
     for error in report.errors:
         logger.warning("job %d: %s", error.job_id, error.error, extra={"job": error.job_id})

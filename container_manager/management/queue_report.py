@@ -8,9 +8,8 @@ from typing import Any
 from django.core.management.base import OutputWrapper
 from django.utils import timezone
 
-from container_manager import capacity
 from container_manager.capacity import Capacity
-from container_manager.models import ContainerJob, ContainerJobQuerySet, DockerHost, Installation
+from container_manager.models import ContainerJob, ContainerJobQuerySet
 from container_manager.queue import queue_manager
 from container_manager.types import FlowRunReport, JobError, LoopStats, ProcessedJob, ProcessReport
 
@@ -90,22 +89,15 @@ def processed_lines(job: ProcessedJob, *, verbose: bool) -> list[str]:
 
 def binding_limit(max_concurrent: int) -> str:
     """What keeps, or will keep, more containers from running, by what the database knows."""
-    now = free_slots(max_concurrent)
+    now = queue_manager.capacity(max_concurrent)
     if now.is_full:
         return now.limit
     return re.sub(r", (\d+) of \1(?=;|$)", r", \1", now.binding.replace("limit reached: ", ""))
 
 
-def free_slots(max_concurrent: int) -> Capacity:
-    """As `queue_manager.capacity`, but it writes nothing: on a new database the Installation row is missing."""
-    installation = Installation.objects.filter(pk=1).first() or Installation()
-    reachable = set(DockerHost.objects.active().filter(last_error="").values_list("pk", flat=True))
-    return capacity.measure(max_concurrent, installation.tag_limits, reachable)
-
-
 def show_dry_run(console: Console, max_concurrent: int) -> None:
     metrics = queue_manager.get_worker_metrics()
-    slots = free_slots(max_concurrent)
+    slots = queue_manager.capacity(max_concurrent)
     jobs = _next_jobs(slots)
     console.say("Queue Status (dry run):")
     console.say(f"  Ready to launch now: {metrics.ready_now}")

@@ -7,11 +7,11 @@ import django
 
 
 def main(max_concurrent: int) -> None:
-    from container_manager.models import ContainerJob
+    from container_manager.models import ENDED, ContainerJob
     from container_manager.queue import QueueManager
 
     manager = QueueManager()
-    while ContainerJob.objects.unfinished().exists():
+    while ContainerJob.objects.exclude(status__in=ENDED).exists():
         manager.launch_next_batch(max_concurrent)
         manager.process_queue_continuous(max_concurrent, 1, work_seconds=1)
 

@@ -211,7 +211,7 @@ def test_a_retry_begins_anew_and_keeps_the_attempts(
     job = in_status(
         status, host, attempt=3, retry_count=2, launch_tries=1, exit_code=1, oom_killed=True, reason="oom",
         last_error="oh", container_id="c", launched_at=now(), finished_at=now(), deadline_at=now(),
-        cancel_requested_at=now(), stop_requested_at=now(), stop_reason="timeout", pulled_at=now(), pull_error="oh",
+        cancel_requested_at=now(), stop_requested_at=now(), stop_reason="timeout", pull_error="oh",
     )  # fmt: skip
     JobAttempt.objects.create(job=job, number=3, host=host, host_name=host.name, reason="oom", stdout="out")
     moment = wait and now() + wait

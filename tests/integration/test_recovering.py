@@ -272,7 +272,7 @@ def test_a_stray_that_runs_is_reported_and_left(
 
     assert sorted(anomaly.split(" ", 4)[4] for anomaly in stats.anomalies) == [
         "belongs to no job of this database; left as it is",
-        "is running, but its attempt is over; left as it is",
+        "is running, its attempt is over; left as it is",
     ]
     assert state(docker_engine, of_no_attempt) == "running"
     assert state(docker_engine, of_no_job) == "created"

@@ -234,7 +234,7 @@ STORED = [
     ("memory_limit_mib", 6),
     ("cpu_limit", 0.5),
     ("mounts", [{"type": "tmpfs", "source": "", "target": "/tmp", "read_only": False}]),
-    ("mounts", [{"type": "volume", "source": "my-vol_1.x", "target": "/in", "read_only": True}]),
+    ("mounts", [{"type": "volume", "source": "cm-vol_1.x", "target": "/in", "read_only": True}]),
     ("networks", ["none"]),
     ("networks", ["front", "back"]),
     ("labels", {"org.example/team-a": "\u00fc=1\n"}),
