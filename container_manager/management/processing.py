@@ -23,6 +23,8 @@ from .queue_report import (
     Console,
     counted,
     error_lines,
+    failed_json,
+    failed_line,
     job_lines,
     legacy_json,
     processed_lines,
@@ -47,9 +49,13 @@ _T = TypeVar("_T")
 class FlowRunFailed(ContainerManagerError):
     """A flow run was made and did not end well."""
 
-    def __init__(self, message: str, flow_run_id: str) -> None:
+    def __init__(self, message: str, via: str, flow_run_id: str) -> None:
         super().__init__(message)
-        self.flow_run_id = flow_run_id
+        self.via, self.flow_run_id = via, flow_run_id
+
+
+class NotConfigured(ContainerManagerError):
+    """No flow run can be run before somebody has changed a setting: nothing is gained by trying again."""
 
 
 class FlowRuns(Protocol):
@@ -148,10 +154,7 @@ class QueueProcessor(Processor):
         if stats.limit:
             self.console.say(stats.limit)
         if stats.failed_ids:
-            raise CommandError(
-                f"{counted(len(stats.failed_ids), 'job')} failed to launch: {', '.join(map(str, stats.failed_ids))}",
-                returncode=JOB_ERRORED,
-            )
+            raise CommandError(failed_line(stats.failed_ids), returncode=JOB_ERRORED)
 
     def continuously(self) -> None:
         """Until a signal. A flow run that fails is told of once, and tried again after a while."""
@@ -165,6 +168,8 @@ class QueueProcessor(Processor):
                 self._run_once(work_seconds)
             except ShuttingDown:
                 break
+            except NotConfigured as e:
+                raise CommandError(f"Queue processing failed: {one_line(e)}") from e
             except FAILURES as e:
                 failures += 1
                 if failed_with != type(e).__name__:
@@ -195,7 +200,7 @@ class QueueProcessor(Processor):
         except FlowRunFailed as e:
             self.iterations += 1
             self._remember(1, [f"  - Flow run: {one_line(e)}"])
-            self.console.emit(_failed_json(e))
+            self.console.emit(failed_json(e.via, e.flow_run_id, one_line(e)))
             raise
         stats = run.report
         self.iterations += 1
@@ -257,16 +262,3 @@ class JobProcessor(Processor):
 
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _failed_json(error: FlowRunFailed) -> dict[str, Any]:
-    return {
-        "mode": "queue",
-        "via": "",
-        "flow_run_id": error.flow_run_id,
-        "launched": 0,
-        "job_ids": [],
-        "errors": [{"job_id": None, "error": one_line(error)}],
-        "limit": "",
-        "exit_code": 1,
-    }

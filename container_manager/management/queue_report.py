@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.core.management.base import OutputWrapper
@@ -47,6 +47,11 @@ def error_lines(errors: Iterable[JobError]) -> list[str]:
     return [f"  - Job {error.job_id}: {error.error}" for error in errors]
 
 
+def failed_line(job_ids: Sequence[int]) -> str:
+    """`Job 17 failed to launch`, `Jobs 17, 18 failed to launch`."""
+    return f"Job{'' if len(job_ids) == 1 else 's'} {', '.join(map(str, job_ids))} failed to launch"
+
+
 def job_lines(stats: LoopStats) -> list[str]:
     """A line per job, for `--verbose`."""
     ended = [
@@ -66,6 +71,20 @@ def queue_json(run: FlowRunReport[LoopStats], exit_code: int) -> dict[str, Any]:
         "errors": [error.model_dump() for error in run.report.errors],
         "limit": run.report.limit,
         "exit_code": exit_code,
+    }
+
+
+def failed_json(via: str, flow_run_id: str, error: str) -> dict[str, Any]:
+    """A flow run that did not end well; the error is no job's."""
+    return {
+        "mode": "queue",
+        "via": via,
+        "flow_run_id": flow_run_id,
+        "launched": 0,
+        "job_ids": [],
+        "errors": [{"job_id": None, "error": error}],
+        "limit": "",
+        "exit_code": 1,
     }
 
 

@@ -18,6 +18,7 @@ from container_manager.management.processing import (
     FAILURES,
     FlowRunFailed,
     JobProcessor,
+    NotConfigured,
     Options,
     QueueProcessor,
     one_line,
@@ -116,7 +117,7 @@ class PrefectFlowRuns:
         try:
             from flows import api, inline, triggering
         except ImportError as e:
-            raise CommandError(f"Prefect can't be imported: {one_line(e)}; install the project's requirements") from e
+            raise NotConfigured(f"Prefect can't be imported: {one_line(e)}; install the project's requirements") from e
         if shutdown.is_stopping():
             raise ShuttingDown
         self._is_used = True
@@ -140,10 +141,9 @@ class PrefectFlowRuns:
                 )
                 return inline.run(_flow(which), parameters, report_type)
         except api.ApiNotConfigured as e:
-            # Not a condition that passes.
-            raise CommandError(f"Command failed: {one_line(e)}") from e
+            raise NotConfigured(one_line(e)) from e
         except triggering.FlowRunFailed as e:
-            raise FlowRunFailed(str(e), e.flow_run_id) from e
+            raise FlowRunFailed(str(e), "inline" if why_inline else "deployment", e.flow_run_id) from e
 
     def _why_inline(self, name: str) -> str:
         from flows import api, triggering

@@ -1,0 +1,43 @@
+"""What travels up from an Engine."""
+
+from datetime import datetime
+
+from .values import Frozen
+
+
+class ContainerSummary(Frozen):
+    """One line of an Engine's list. It lags: an ended container may be shown as running for 0.3 s."""
+
+    id: str
+    name: str
+    #: Docker's word: created, running, paused, restarting, removing, exited, dead.
+    state: str
+    job_id: int | None
+    attempt: int | None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ("exited", "dead")
+
+
+class Observation(Frozen):
+    """What an Engine says of one container. Times are by the Engine's clock."""
+
+    container_id: str
+    state: str
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    image_digest: str = ""
+    #: of the claim that created it.
+    token: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ("exited", "dead")
+
+    @property
+    def has_run(self) -> bool:
+        return self.started_at is not None
