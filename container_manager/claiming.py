@@ -17,7 +17,7 @@ from .exceptions import DatabaseBusy
 from .leases import Lease, holder
 from .locks import transaction_within
 from .models import ContainerJob, Installation, Status
-from .transitions import from_now, locked, move_many
+from .transitions import from_now, locked, locked_rows, move_locked, move_many
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,6 @@ def claim(
     `DatabaseBusy` is raised.
     """
     until = time.monotonic() + timeout
-    Installation.load()
     while True:
         try:
             with transaction_within(min(LOCK_SECONDS, max(0.05, until - time.monotonic()))):
@@ -98,7 +97,7 @@ def _claim_once(
     max_concurrent: int, reachable: AbstractSet[int], limit: int | None, only: Collection[int] | None
 ) -> Claim:
     # Lock, count, pick: three statements. One that does all would count rows as they were before the lock.
-    installation = Installation.objects.select_for_update(no_key=True).get(pk=1)
+    installation = Installation.locked()
     capacity = measure(max_concurrent, installation.tag_limits, reachable)
     if capacity.is_full:
         return Claim(limit=capacity.limit)
@@ -111,20 +110,33 @@ def _claim_once(
         return Claim(limit=f"the ready jobs are pinned: {capacity.closed}" if has_more else "")
     lease_seconds = get_settings().LEASE_SECONDS
     lease = Lease.begin(lease_seconds)
-    taken = locked(dealt, Status.QUEUED, skip=True)
-    move_many(
-        taken,
-        Status.QUEUED,
+    jobs = locked_rows(dealt, Status.QUEUED)
+    attempts = {job.pk: job.attempt + 1 for job in jobs}
+    move_locked(
+        jobs,
         Status.LAUNCHING,
-        slot_host=Case(*(When(pk=pk, then=Value(dealt[pk])) for pk in taken)) if taken else None,
+        slot_host_id=_by_host({job.pk: dealt[job.pk] for job in jobs}),
         attempt=F("attempt") + 1,
         claim_token=lease.token,
         claimed_by=holder(),
         claimed_until=from_now(lease_seconds),
     )
-    jobs = ContainerJob.objects.filter(pk__in=taken, claim_token=lease.token).in_claim_order()
+    for job in jobs:
+        job.slot_host_id, job.attempt = dealt[job.pk], attempts[job.pk]
+    order = {pk: number for number, pk in enumerate(dealt)}
+    jobs.sort(key=lambda job: order[job.pk])
     is_bound = len(candidates) > len(dealt) and len(dealt) == capacity.slots
-    return Claim(jobs=list(jobs), lease=lease, limit=capacity.binding if is_bound else "")
+    return Claim(jobs=jobs, lease=lease, limit=capacity.binding if is_bound else "")
+
+
+def _by_host(dealt: dict[int, int]) -> Any:
+    """The host of each job as one expression; a plain value if there is one host."""
+    jobs: dict[int, list[int]] = {}
+    for job_id, host_id in dealt.items():
+        jobs.setdefault(host_id, []).append(job_id)
+    if len(jobs) < 2:
+        return next(iter(jobs), None)
+    return Case(*(When(pk__in=job_ids, then=Value(host_id)) for host_id, job_ids in jobs.items()))
 
 
 def _candidates(capacity: Capacity, slots: int, only: Collection[int] | None) -> list[_Candidate]:

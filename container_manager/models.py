@@ -83,6 +83,13 @@ class Installation(models.Model):
             raise QueueIsNewer
         return installation
 
+    @classmethod
+    def locked(cls) -> "Installation":
+        """As `load`, and the claim's lock until the transaction ends."""
+        rows = cls.objects.select_for_update(no_key=True)
+        installation = rows.filter(pk=1).first()
+        return installation or rows.get(pk=cls.load().pk)
+
     @property
     def tag_limits(self) -> Limits:
         return Limits.model_validate(self.limits)

@@ -94,8 +94,10 @@ class QueueManager:
             moved = move_many(locked(pending, Status.PENDING), Status.PENDING, Status.QUEUED) if pending else 0
             if moved != len(pending):
                 raise InvalidTransition(f"{len(pending) - moved} of the jobs are not pending; none was queued")
+            # One value for all, and no expression: then the database takes all rows as one statement's arrays.
+            now = Installation.objects.annotate(now=Now()).values_list("now", flat=True).get(pk=Installation.load().pk)
             for job in new:
-                job.status, job.queued_at = Status.QUEUED, Now()
+                job.status, job.queued_at, job.created_at, job.updated_at = Status.QUEUED, now, now, now
             ContainerJob.objects.bulk_create(new, batch_size=_INSERT_CHUNK)
         for job in jobs:
             # What the database wrote is loaded at its next use.

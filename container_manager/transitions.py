@@ -1,6 +1,6 @@
 """The table of moves and the one mover: nothing else writes a job's status."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -109,8 +109,24 @@ def locked(job_ids: Iterable[int], source: Status, *, skip: bool = False) -> lis
 
     With `skip` those that another holds are left out. On SQLite the transaction has the only lock there is.
     """
-    rows = ContainerJob.objects.select_for_update(no_key=True, skip_locked=skip)
-    return list(rows.filter(pk__in=list(job_ids), status=source).order_by("pk").values_list("pk", flat=True))
+    return list(_locked(job_ids, source, skip=skip).values_list("pk", flat=True))
+
+
+def locked_rows(job_ids: Iterable[int], source: Status) -> list[ContainerJob]:
+    """The rows themselves, those that another holds left out."""
+    return list(_locked(job_ids, source, skip=True))
+
+
+def move_locked(jobs: Sequence[ContainerJob], to: Status, **fields: Any) -> None:
+    """Move jobs of one status whose rows this transaction has locked, and let the objects say so."""
+    if not jobs:
+        return
+    source = Status(jobs[0].status)
+    _check(source, to)
+    changes = _changes(source, to) | fields
+    ContainerJob.objects.filter(pk__in=[job.pk for job in jobs]).update(**changes)
+    for job in jobs:
+        show(job, changes)
 
 
 def show(job: ContainerJob, changes: dict[str, Any]) -> None:
@@ -120,6 +136,11 @@ def show(job: ContainerJob, changes: dict[str, Any]) -> None:
             job.__dict__.pop(name, None)
         else:
             setattr(job, name, value)
+
+
+def _locked(job_ids: Iterable[int], source: Status, *, skip: bool) -> ContainerJobQuerySet:
+    rows: ContainerJobQuerySet = ContainerJob.objects.select_for_update(no_key=True, skip_locked=skip)
+    return rows.filter(pk__in=list(job_ids), status=source).order_by("pk")
 
 
 def _unchanged(job: ContainerJob, if_null: str) -> ContainerJobQuerySet:

@@ -14,7 +14,8 @@ Examples:
   Queue Mode (new):
     manage.py process_container_jobs --queue-mode
     manage.py process_container_jobs --queue-mode --once
-    manage.py process_container_jobs --queue-mode --max-concurrent=10 --poll-interval=5
+    manage.py process_container_jobs --queue-mode \\
+        --max-concurrent=10 --poll-interval=5
     manage.py process_container_jobs --queue-mode --dry-run
 
   Legacy Mode (existing):
@@ -27,12 +28,13 @@ Examples:
     kill -USR1 <pid>    # one line with the status of the queue
     kill -TERM <pid>    # graceful shutdown; containers keep running
 
-  Prefect: a scheduled deployment does what --queue-mode does, without this process.
+  Prefect: a scheduled deployment does the same, without this process.
     python -m deployments    # serves the deployments
     prefect deployment run 'process-queue/scheduled'
 
-Exit codes: 0 done; 1 wrong usage or configuration, or the flow run failed; 3 with --once a job
-failed to launch, with --fail-on-error a job errored. A job's own exit code is never an error here.
+Exit codes: 0 done; 1 wrong usage or configuration, or the flow run failed;
+2 unknown options; 3 with --once a job failed to launch, with --fail-on-error
+a job errored. A job's own exit code is never an error here.
 """
 
 

@@ -1,0 +1,1 @@
+"""The figures that the README promises: `make bench`, or `make bench ROWS="claim launch"`."""

@@ -1,0 +1,59 @@
+"""`python -m tests.benchmarks [ROW…]`: measure, print the table, and say whether every goal was reached."""
+
+import argparse
+import os
+import sys
+import tempfile
+from importlib import import_module
+
+#: Each is a module here with a function `measure() -> Iterator[Figure]`.
+ROWS = ("claim", "enqueue", "launch", "drain", "queries", "logs", "passes", "idle")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"one or more of: {', '.join(ROWS)} (default: all)")
+    parser.add_argument("--database", choices=["sqlite", "postgres"], help="on this one alone (default: both)")
+    options = parser.parse_args()
+    unknown = set(options.rows) - set(ROWS)
+    if unknown:
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    rows = options.rows or ROWS
+    if options.database is None:
+        return _on_both(rows)
+    return _on_one(rows)
+
+
+def _on_both(rows: list[str]) -> int:
+    """A process for each: Django knows one default database."""
+    codes = []
+    for database in ("sqlite", "postgres"):
+        with tempfile.TemporaryDirectory(prefix="container-manager-bench-") as folder:
+            url = f"sqlite:///{folder}/bench.sqlite3" if database == "sqlite" else os.environ["BENCH_POSTGRES_URL"]
+            environment = os.environ | {"DATABASE_URL": url, "PREFECT_HOME": f"{folder}/prefect"}
+            arguments = [sys.executable, "-m", "tests.benchmarks", *rows, "--database", database]
+            codes.append(os.spawnve(os.P_WAIT, sys.executable, arguments, environment))
+    return max(codes)
+
+
+def _on_one(rows: list[str]) -> int:
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.benchmarks.settings"
+    import django
+
+    django.setup()
+    from django.core.management import call_command
+
+    from .figures import Table
+
+    call_command("migrate", verbosity=0)
+    table = Table()
+    for row in rows:
+        for figure in import_module(f"{__package__}.{row}").measure():
+            table.figures.append(figure)
+            print(" | ".join(cell for cell in figure.cells if cell), file=sys.stderr, flush=True)
+    print(table.render())
+    return 1 if any(figure.is_reached is False for figure in table.figures) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""One row of the table: what was measured, against what, how often, and whether it is enough."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`ours` and `reference` are samples in `unit`. The ratio is ours to the reference, of their medians."""
+
+    name: str
+    database: str
+    unit: str
+    ours: Sequence[float]
+    reference: Sequence[float] = ()
+    #: What the reference is, in words.
+    against: str = ""
+    goal: str = ""
+    #: None: printed, not judged.
+    is_reached: bool | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        return statistics.median(self.ours) / statistics.median(self.reference) if self.reference else None
+
+    @property
+    def spread(self) -> str:
+        """The least and the greatest of our samples."""
+        return f"{_short(min(self.ours))}–{_short(max(self.ours))}" if len(self.ours) > 1 else ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        verdict = {True: "yes", False: "NO", None: ""}[self.is_reached]
+        return (
+            self.name,
+            self.database,
+            f"{_short(statistics.median(self.ours))} {self.unit}",
+            self.against + (f": {_short(statistics.median(self.reference))}" if self.reference else ""),
+            "" if self.ratio is None else f"{self.ratio:.2f}",
+            self.goal,
+            verdict,
+            f"{len(self.ours)}×",
+            self.spread,
+        )
+
+
+HEADINGS = ("what", "on", "ours", "reference", "ratio", "goal", "reached", "runs", "spread")
+
+
+@dataclass
+class Table:
+    figures: list[Figure] = field(default_factory=list)
+
+    def render(self) -> str:
+        """As Markdown, so that it can go into the README as it is."""
+        rows = [HEADINGS, *(figure.cells for figure in self.figures)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+        lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        notes = [f"- {figure.name}: {figure.note}" for figure in self.figures if figure.note]
+        return "\n".join([*lines, "", *notes] if notes else lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
