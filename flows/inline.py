@@ -200,6 +200,9 @@ def quiet_console(level: int = logging.WARNING) -> None:
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", logging.getLevelName(level))
     setup_logging()
+    for worker in (EventsWorker, APILogWorker):
+        # Its warning is that it still sends what it has while the process ends: that is as it should be.
+        logging.getLogger(worker.__name__).setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler) and _is_not_ours not in handler.filters:
             handler.addFilter(_is_not_ours)

@@ -220,6 +220,14 @@ def postgres_site(
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(params=["site", "postgres_site"])
+def any_site(request: pytest.FixtureRequest, prefect_server: str) -> Site:
+    """On both databases, one after the other, with an API."""
+    site: Site = request.getfixturevalue(request.param)
+    site.env["PREFECT_API_URL"] = prefect_server
+    return site
+
+
 @pytest.fixture
 def no_prefect(site: Site) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Runs the command where to import Prefect is an error."""

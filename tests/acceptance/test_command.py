@@ -94,7 +94,7 @@ def test_the_help_names_each_flag_and_keeps_the_line_breaks_of_its_examples(no_p
         assert flag in words
     for line in (
         "  Queue Mode (new):",
-        "    manage.py process_container_jobs --queue-mode --max-concurrent=10 --poll-interval=5",
+        "    manage.py process_container_jobs --queue-mode --dry-run",
         "  Legacy Mode (existing):",
         "    manage.py process_container_jobs --job-id=123",
         "  Operational:",

@@ -1,0 +1,179 @@
+"""What is shipped beside the command: units for systemd and a Compose file, read by the tools that will run them."""
+
+import configparser
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from container_manager.management.commands.process_container_jobs import Command
+from tests.conftest import ROOT, missing
+
+FOLDER = ROOT / "deployments"
+UNITS = sorted((FOLDER / "systemd").glob("*.service"))
+PROCESSOR, SERVED = "django-queue-processor", "container-manager-deployments"
+INSTALLED = "/opt/container-manager"
+SECRETS = {"POSTGRES_PASSWORD": "letters", "DJANGO_SECRET_KEY": "key", "DOCKER_GID": "999"}
+
+
+def have(request: pytest.FixtureRequest, program: str, package: str) -> None:
+    """The program, by apt if need be and we may."""
+    if not shutil.which(program) and os.geteuid() == 0 and shutil.which("apt-get"):
+        install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", package]
+        subprocess.run(
+            install, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, check=False
+        )
+    if not shutil.which(program):
+        missing(request.config, f"{program} (apt-get install {package})")
+
+
+def unit(name: str) -> configparser.SectionProxy:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(FOLDER / "systemd" / f"{name}.service")
+    return parser["Service"]
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """As the command itself reads them; wrong ones end the test."""
+    assert arguments[:3] == ["python", "manage.py", "process_container_jobs"]
+    return vars(Command().create_parser(*arguments[1:3]).parse_args(arguments[3:]))
+
+
+def test_both_units_are_there() -> None:
+    assert [path.stem for path in UNITS] == [SERVED, PROCESSOR]
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_systemd_finds_nothing_wrong_with_a_unit(request: pytest.FixtureRequest, path: Path, tmp_path: Path) -> None:
+    have(request, "systemd-analyze", "systemd")
+    # Where the program is on this machine: it looks.
+    text = path.read_text().replace(f"{INSTALLED}/.venv/bin/python", sys.executable)
+    (tmp_path / path.name).write_text(text)
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / path.name)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    # Of 100, which is no hardening at all.
+    secure = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=40", str(tmp_path / path.name)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
+    assert secure.returncode == 0, secure.stdout
+
+
+@pytest.mark.parametrize("name", [PROCESSOR, SERVED])
+def test_a_unit_stops_gracefully_and_starts_again(name: str) -> None:
+    service = unit(name)
+    expected = {
+        "Type": "exec", "KillMode": "mixed", "KillSignal": "SIGTERM", "TimeoutStopSec": "60", "Restart": "always",
+        "RestartSec": "10", "NoNewPrivileges": "yes", "ProtectSystem": "strict",
+    }  # fmt: skip
+
+    assert {key: service[key] for key in expected} == expected
+    assert service["ExecStart"].startswith(f"{service['WorkingDirectory']}/.venv/bin/python ")
+
+
+def test_the_processors_unit_runs_the_command_which_ends_before_systemd_kills_it() -> None:
+    service = unit(PROCESSOR)
+    options = parsed(["python", *shlex.split(service["ExecStart"])[1:]])
+
+    assert service["ExecReload"] == "/bin/kill -USR1 $MAINPID"
+    assert options["queue_mode"]
+    assert not options["once"]
+    assert options["shutdown_timeout"] < int(service["TimeoutStopSec"])
+
+
+def test_the_other_unit_serves_the_deployments() -> None:
+    assert unit(SERVED)["ExecStart"].endswith(" -m deployments")
+
+
+@pytest.fixture(scope="module")
+def compose(request: pytest.FixtureRequest) -> list[str]:
+    """Whichever Compose is there; Debian's if none is."""
+    with suppress(OSError):
+        if not subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+            return ["docker", "compose"]
+    have(request, "docker-compose", "docker-compose")
+    return ["docker-compose"]
+
+
+def config(compose: list[str], folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """What it makes of the file."""
+    return subprocess.run(
+        [*compose, "-f", str(FOLDER / "compose.yaml"), "--profile", "queue-processor", "config"],
+        env={"PATH": os.environ["PATH"], "HOME": str(folder)} | variables,
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_compose_takes_the_file(compose: list[str], tmp_path: Path) -> None:
+    done = config(compose, tmp_path, **SECRETS)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(yaml.safe_load(done.stdout)["services"]) == {
+        "database", "prefect-database", "prefect", "migrate", "site", "deployments", "queue-processor",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_compose_refuses_to_start_without_a_secret(compose: list[str], tmp_path: Path, name: str) -> None:
+    done = config(compose, tmp_path, **{key: value for key, value in SECRETS.items() if key != name})
+
+    assert done.returncode != 0
+    assert "set it in .env" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    services: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
+    return services
+
+
+def test_every_service_has_60_seconds_to_stop_and_starts_again(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["stop_grace_period"] == "60s"
+        assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+
+
+def test_the_queue_processor_is_under_a_profile_and_ends_before_it_is_killed(services: dict[str, Any]) -> None:
+    options = parsed(services["queue-processor"]["command"])
+
+    assert services["queue-processor"]["profiles"] == ["queue-processor"]
+    assert [name for name, service in services.items() if "profiles" in service] == ["queue-processor"]
+    assert options["queue_mode"]
+    assert options["shutdown_timeout"] < 60
+
+
+def test_only_the_deployments_have_the_docker_socket_and_nothing_is_published_but_on_loopback(
+    services: dict[str, Any],
+) -> None:
+    with_socket = [name for name, service in services.items() if "docker.sock" in json.dumps(service.get("volumes"))]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+
+    assert with_socket == ["deployments"]
+    assert len(ports) == 2
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_the_prefect_server_has_a_database_of_its_own(services: dict[str, Any]) -> None:
+    assert "@prefect-database:" in services["prefect"]["environment"]["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+    assert "@database:" in services["site"]["environment"]["DATABASE_URL"]
+
+
+def test_what_the_image_copies_is_there() -> None:
+    lines = (FOLDER / "Dockerfile").read_text().splitlines()
+    sources = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+
+    assert sources
+    assert all((ROOT / source).exists() for source in sources)
