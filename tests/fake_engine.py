@@ -36,7 +36,7 @@ from container_manager.exceptions import (
 from container_manager.images import qualified
 from container_manager.logs import BoundedLog
 from container_manager.models import ContainerJob, DockerHost
-from container_manager.queue import QueueManager
+from container_manager.queue import QueueManager, ShutdownEvent
 from container_manager.types import ContainerSpec, ContainerSummary, EngineAddress, Hardening, LoopStats, Observation
 
 #: seconds; only a test that fails waits so long.
@@ -516,13 +516,14 @@ def let_leases_end() -> None:
 
 
 @contextmanager
-def in_background(call: Callable[[], Any]) -> Iterator[Future[Any]]:
-    """`call` in a thread, with a database connection of its own; it must have ended soon after the block."""
+def in_background(call: Callable[[ShutdownEvent], Any]) -> Iterator[Future[Any]]:
+    """`call` in a thread, with a database connection of its own; it is told to stop at the end of the block."""
+    stop = threading.Event()
     done: Future[Any] = Future()
 
     def run() -> None:
         try:
-            done.set_result(call())
+            done.set_result(call(stop))
         except BaseException as e:  # noqa: BLE001 (the test raises it)
             done.set_exception(e)
         finally:
@@ -533,6 +534,7 @@ def in_background(call: Callable[[], Any]) -> Iterator[Future[Any]]:
     try:
         yield done
     finally:
+        stop.set()
         thread.join(PATIENCE)
     assert not thread.is_alive()
     done.result()
