@@ -70,8 +70,16 @@ def end_attempt(job: ContainerJob, to: Status, host: DockerHost, record: Attempt
     return True
 
 
-def retry_or_fail(job: ContainerJob, host: DockerHost, record: AttemptRecord, **fields: Any) -> Status | None:
-    """Charge a try: `scheduled` with backoff while retries are left, else `failed`; None: it lost the row."""
+def retry_or_fail(job: ContainerJob, host: DockerHost, record: AttemptRecord) -> Status | None:
+    """Charge a try, or end the job if it was cancelled meanwhile; None: it lost the row."""
+    return charge(job, host, record) or cancel_if_asked(job, host, record)
+
+
+def charge(job: ContainerJob, host: DockerHost, record: AttemptRecord, **fields: Any) -> Status | None:
+    """`scheduled` with backoff while retries are left, else `failed`; None: it lost the row.
+
+    `fields` are those of `transitions.move`.
+    """
     if job.retry_count >= job.max_retries:
         return Status.FAILED if end_attempt(job, Status.FAILED, host, record, **fields) else None
     settings = get_settings()
@@ -88,7 +96,7 @@ def retry_or_fail(job: ContainerJob, host: DockerHost, record: AttemptRecord, **
         pull_error="",
         **fields,
     )
-    return Status.SCHEDULED if is_scheduled else cancel_if_asked(job, host, record)
+    return Status.SCHEDULED if is_scheduled else None
 
 
 def hand_back(

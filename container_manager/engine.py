@@ -272,6 +272,7 @@ class _DockerEndWatch:
         # A stream over ssh can't be closed; one that the Engine has ended is closed already.
         with suppress(docker.errors.DockerException, OSError, AttributeError):
             self._events.close()
+            self._events._response.close()
         self._client.close()
 
 

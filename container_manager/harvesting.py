@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db.models.functions import Now
 
-from .attempts import GONE, AttemptRecord, end_attempt, end_lost, retry_or_fail
+from .attempts import GONE, AttemptRecord, cancel_if_asked, charge, end_attempt, end_lost
 from .conf import get_settings
 from .engine import Stream
 from .exceptions import ContainerGone, EngineError, HostMisconfigured, HostUnavailable
@@ -49,6 +49,8 @@ def harvest(
         container = host.containers.get(job.row.container_id or "")
         if container is None or container.has_ended or container.id in named_ids:
             procedures.append((_harvest(job, host), host.connection))
+        elif job.row.missing_at is not None:
+            amend(job.row, missing_at=None)
         elif container.state not in _KNOWN_STATES:
             anomalies.append(f"job {job.row.pk}: its container is {container.state}; left as it is")
     outcomes = list(drive(procedures, is_stopping))
@@ -144,7 +146,7 @@ def _end(
         job.refresh_from_db(fields=["stop_requested_at", "stop_reason"])
         if job.stop_requested_at:
             return _end(job, connection, seen, stdout, stderr)
-    return status, record
+    return status or cancel_if_asked(job, connection.host, record), record
 
 
 def _end_as(job: ContainerJob, host: DockerHost, record: AttemptRecord, **fields: Any) -> Status | None:
@@ -154,7 +156,7 @@ def _end_as(job: ContainerJob, host: DockerHost, record: AttemptRecord, **fields
     elif exit_code == 0 and record.reason == Reason.EXIT_CODE:
         to = Status.COMPLETED
     elif _is_retried(job, exit_code, record.reason):
-        return retry_or_fail(job, host, record, **fields)
+        return charge(job, host, record, **fields)
     else:
         to = Status.FAILED
     return to if end_attempt(job, to, host, record, **fields) else None
@@ -182,14 +184,15 @@ def _judge_missing(observed: ObservedJob, view: HostView) -> _Outcome:
 
 
 def _ended(job: ContainerJob, status: Status, record: AttemptRecord) -> EndedJob:
-    logger.info(
-        "job %s: %s (%s)", job.pk, status, record.error or record.reason, extra={"job": job.pk, "attempt": job.attempt}
-    )
+    # The row has the last word: a retry that was cancelled has no longer the record's reason.
+    reason = job.reason or record.reason
+    why = job.last_error or reason
+    logger.info("job %s: %s (%s)", job.pk, status, why, extra={"job": job.pk, "attempt": job.attempt})
     return EndedJob(
         job_id=job.pk,
         attempt=job.attempt,
         status=status,
-        reason=record.reason,
+        reason=reason,
         exit_code=record.observation.exit_code if record.observation else None,
-        error=record.error,
+        error=job.last_error,
     )

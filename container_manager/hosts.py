@@ -16,6 +16,7 @@ from django.db.models.functions import Now
 from .conf import get_settings
 from .engine import Engine, MakeEngine
 from .exceptions import EngineError, EngineReplaced, HostMisconfigured, HostUnavailable, OutcomeUnknown
+from .locks import refuse_in_transaction
 from .models import DockerHost
 from .policy import describe, validate_address
 from .transitions import from_now
@@ -109,6 +110,7 @@ class Hosts:
 
     def reached(self) -> dict[int, HostConnection]:
         """The hosts that answered just now; asks again if that is some seconds ago."""
+        refuse_in_transaction()
         if self._pid == os.getpid() and time.monotonic() - self._reached_at < _FRESH_SECONDS:
             return {pk: connection for pk, connection in self._reached.items() if not connection.has_failed}
         return self.reach()[0]
@@ -120,6 +122,7 @@ class Hosts:
 
     def reach(self) -> tuple[dict[int, HostConnection], list[str]]:
         """The hosts in use that answer with the id they are known by, and a sentence per host that does not."""
+        refuse_in_transaction()
         if self._pid != os.getpid():
             # Sockets and threads of the parent are no use after a fork.
             self._connections, self._pid = {}, os.getpid()

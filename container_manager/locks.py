@@ -5,12 +5,18 @@ from contextlib import contextmanager
 
 from django.db import OperationalError, connection, transaction
 
-from .exceptions import DatabaseBusy
+from .exceptions import ContainerManagerError, DatabaseBusy
 
 #: PostgreSQL's lock_not_available.
 _LOCK_NOT_AVAILABLE = "55P03"
 #: SQLite's SQLITE_BUSY and SQLITE_LOCKED; the low byte of what it says is the primary code.
 _SQLITE_BUSY = (5, 6)
+
+
+def refuse_in_transaction() -> None:
+    """A transaction that spans a call to an Engine would hold its locks for as long as that takes."""
+    if connection.in_atomic_block:
+        raise ContainerManagerError("Engines are not spoken to within a transaction: call this outside of any")
 
 
 @contextmanager

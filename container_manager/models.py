@@ -79,16 +79,19 @@ class Installation(models.Model):
     def load(cls) -> "Installation":
         """Raises `QueueIsNewer` if the queue was worked on by a version whose rules this one does not know."""
         installation, _ = cls.objects.get_or_create(pk=1)
-        if installation.protocol > PROTOCOL:
-            raise QueueIsNewer
-        return installation
+        return installation._checked()
 
     @classmethod
     def locked(cls) -> "Installation":
         """As `load`, and the claim's lock until the transaction ends."""
         rows = cls.objects.select_for_update(no_key=True)
-        installation = rows.filter(pk=1).first()
-        return installation or rows.get(pk=cls.load().pk)
+        installation = rows.filter(pk=1).first() or rows.get(pk=cls.load().pk)
+        return installation._checked()
+
+    def _checked(self) -> "Installation":
+        if self.protocol > PROTOCOL:
+            raise QueueIsNewer
+        return self
 
     @property
     def tag_limits(self) -> Limits:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from django.core.exceptions import ValidationError
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models.functions import Coalesce, Now
 from django.db.utils import Error as DatabaseError
 from django.utils.timezone import is_naive
@@ -18,7 +18,7 @@ from .claiming import Claim, claim, promote_due, ready_jobs
 from .conf import get_settings
 from .enforcing import enforce
 from .engine import DockerEngine, MakeEngine
-from .exceptions import ContainerManagerError, DatabaseBusy, InvalidTransition
+from .exceptions import DatabaseBusy, InvalidTransition
 from .harvesting import harvest
 from .hosts import HostConnection, Hosts
 from .launching import launch as launch_jobs
@@ -195,8 +195,9 @@ class QueueManager:
         self, max_concurrent: int, limit: int | None = None, only: Collection[int] | None = None
     ) -> list[ContainerJob]:
         """Promote what is due and claim what may start; the claimed jobs are the caller's to launch."""
-        promote_due(time.monotonic() + _BATCH_SECONDS)
+        Installation.load()
         connections = self._hosts.reached()
+        promote_due(time.monotonic() + _BATCH_SECONDS)
         return claim(max_concurrent, connections.keys(), limit=limit, only=only).jobs
 
     def launch_next_batch(
@@ -211,16 +212,14 @@ class QueueManager:
             raise ValueError("max_concurrent must be at least 1")
         if timeout <= 0:
             raise ValueError("timeout must be more than 0")
-        if connection.in_atomic_block:
-            raise ContainerManagerError("a batch is launched outside of any transaction: none may span a Docker call")
         began = time.monotonic()
         is_stopping = shutdown.signal()
         try:
             with statements_within(timeout):
-                self._pulls.settle()
-                promote_due(began + timeout / 2)
                 instance_id = Installation.load().instance_id
                 connections = self._hosts.reached()
+                self._pulls.settle()
+                promote_due(began + timeout / 2)
         except DatabaseBusy as e:
             return BatchResult(limit=str(e))
         batch = BatchResult()

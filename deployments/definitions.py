@@ -4,13 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.process_jobs import process_jobs
-
 from container_manager.conf import Settings
 from container_manager.models import DockerHost
 from container_manager.types import JOB_TAG
 from flows import _django  # noqa: F401 (sets Django up before anything else is imported)
 from flows.limits import LAUNCH_TAG, create_missing
+from flows.process_jobs import process_jobs
 from flows.process_queue import process_queue
 
 #: Of the schedule, so that it stays the same one whatever else of it changes.

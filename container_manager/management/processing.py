@@ -160,8 +160,7 @@ class QueueProcessor(Processor):
         """Until a signal. A flow run that fails is told of once, and tried again after a while."""
         # A run that stays for a while refills its slots as they get free, not at the next poll.
         work_seconds = min(get_settings().WORK_SECONDS, 0.8 * self.options.poll_interval)
-        failures = 0
-        told: set[type[Exception]] = set()
+        failures, failed_with = 0, ""
         self.look_at_signals()
         while not self.watch.is_stopping:
             began = time.monotonic()
@@ -173,16 +172,14 @@ class QueueProcessor(Processor):
                 raise CommandError(f"Queue processing failed: {one_line(e)}") from e
             except FAILURES as e:
                 failures += 1
-                # Once of each kind: those that take turns are one trouble.
-                if type(e) not in told:
-                    told.add(type(e))
+                if failed_with != type(e).__name__:
+                    failed_with = type(e).__name__
                     self.console.complain(f"Queue processing failed: {one_line(e)}")
                 self._pause(max(self.options.poll_interval, min(2.0**failures, MAX_BACKOFF_SECONDS)))
             else:
                 if failures:
                     self.console.complain(f"Queue processing works again, after {counted(failures, 'failure')}")
-                failures = 0
-                told.clear()
+                failures, failed_with = 0, ""
                 self._pause(began + self.options.poll_interval - time.monotonic())
         self.console.say(
             f"Queue processor finished. Processed {self.iterations} iterations, launched {self.launched} jobs"

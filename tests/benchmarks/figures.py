@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Figure:
     @property
     def ratio(self) -> float | None:
         return statistics.median(self.ours) / statistics.median(self.reference) if self.reference else None
+
+    def judged(self, is_reached: bool) -> "Figure":
+        return replace(self, is_reached=is_reached)
 
     @property
     def spread(self) -> str:

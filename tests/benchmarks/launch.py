@@ -1,0 +1,41 @@
+"""Launches per second, beside docker-py with as many threads."""
+
+import time
+from collections.abc import Iterator
+
+from django.db import connection
+
+from container_manager.conf import get_settings
+from container_manager.models import ContainerJob, DockerHost
+from container_manager.queue import QueueManager
+
+from . import raw, rows
+from .figures import Figure
+
+JOBS, RUNS = 40, 5
+
+
+def measure() -> Iterator[Figure]:
+    threads = get_settings().LAUNCH_THREADS
+    ours, reference = [], []
+    # In pairs, so that what slows the machine for a while slows both.
+    for _ in range(RUNS):
+        reference.append(raw.launch(JOBS, threads))
+        ours.append(_launch())
+    figure = Figure(
+        f"launch of `true`, {threads} threads", connection.vendor, "jobs/s", ours, reference, "raw docker-py", "≥ 0.9"
+    )
+    yield figure.judged((figure.ratio or 0) >= 0.9)
+
+
+def _launch() -> float:
+    rows.empty()
+    DockerHost.objects.create(name="a", max_concurrent_jobs=JOBS)
+    queue = QueueManager()
+    queue.queue_jobs([ContainerJob.objects.build(image=raw.IMAGE, command=["true"]) for _ in range(JOBS)])
+    begin = time.perf_counter()
+    batch = queue.launch_next_batch(JOBS)
+    seconds = time.perf_counter() - begin
+    assert batch.launched == JOBS, batch
+    queue.process_queue_continuous(JOBS, 1, work_seconds=60)
+    return JOBS / seconds
