@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock engine postgres stop demo test lint check
+.PHONY: help venv lock engine postgres stop demo test bench lint check
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
@@ -37,6 +37,9 @@ demo: engine ## Run the demonstration
 
 test: venv ## Run the tests; ARGS="…" goes to pytest, STRICT=1 fails where a service is missing
 	.ci/test $(if $(STRICT),--strict-parts) $(ARGS)
+
+bench: engine ## Measure, beside a reference of the same run; ROWS="claim launch" measures those alone
+	.ci/bench $(ROWS)
 
 lint: venv ## Run the formatter's check, the linters, the type checker and Django's checks
 	.ci/lint

@@ -29,11 +29,23 @@ def _on_both(rows: list[str]) -> int:
     codes = []
     for database in ("sqlite", "postgres"):
         with tempfile.TemporaryDirectory(prefix="container-manager-bench-") as folder:
-            url = f"sqlite:///{folder}/bench.sqlite3" if database == "sqlite" else os.environ["BENCH_POSTGRES_URL"]
+            url = f"sqlite:///{folder}/bench.sqlite3" if database == "sqlite" else _postgres_database()
             environment = os.environ | {"DATABASE_URL": url, "PREFECT_HOME": f"{folder}/prefect"}
             arguments = [sys.executable, "-m", "tests.benchmarks", *rows, "--database", database]
             codes.append(os.spawnve(os.P_WAIT, sys.executable, arguments, environment))
     return max(codes)
+
+
+def _postgres_database() -> str:
+    """The URL of a database of the benchmarks' own, on the server that BENCH_POSTGRES_URL names."""
+    import psycopg
+
+    server = os.environ["BENCH_POSTGRES_URL"]
+    name = "container_manager_bench"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name}")
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server.rpartition('/')[0]}/{name}"
 
 
 def _on_one(rows: list[str]) -> int:
