@@ -29,7 +29,6 @@ _ENDED_FROM_OUTSIDE = (137, 143, 255)
 _HINTS = {126: ": its command is not executable", 127: ": its command was not found"}
 _KNOWN_STATES = ("running", "exited", "dead", "removing")
 
-
 #: A view stands for a job of that host that is held.
 _Outcome = EndedJob | HostView | None
 
@@ -143,8 +142,10 @@ def _end(
     if_null = "" if job.stop_requested_at else "stop_requested_at"
     status = _end_as(job, connection.host, record, if_null=if_null)
     if status is None and if_null:
-        job.refresh_from_db(fields=["stop_requested_at", "stop_reason"])
-        if job.stop_requested_at:
+        noted = ContainerJob.objects.filter(pk=job.pk, stop_requested_at__isnull=False)
+        stop = noted.values_list("stop_requested_at", "stop_reason").first()
+        if stop:
+            job.stop_requested_at, job.stop_reason = stop
             return _end(job, connection, seen, stdout, stderr)
     return status or cancel_if_asked(job, connection.host, record), record
 
