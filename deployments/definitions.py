@@ -1,5 +1,7 @@
 """Names, schedules, tags and limits, defined once. `prefect.yaml` says the same; a test holds the two together."""
 
+from flows import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +9,6 @@ from typing import Any
 from container_manager.conf import Settings
 from container_manager.models import DockerHost
 from container_manager.types import JOB_TAG
-from flows import _django  # noqa: F401 (sets Django up before anything else is imported)
 from flows.limits import LAUNCH_TAG, create_missing
 from flows.process_jobs import process_jobs
 from flows.process_queue import process_queue
