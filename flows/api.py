@@ -104,6 +104,11 @@ def translated() -> Iterator[None]:
             f"the Prefect API at {PREFECT_API_URL.value()} can't be reached ({str(e) or type(e).__name__}): "
             "is `prefect server start` running?"
         ) from e
+    except ValueError as e:
+        raise ApiFailed(
+            f"what answers at {PREFECT_API_URL.value()} speaks another language than this Prefect "
+            f"({type(e).__name__}): is it a Prefect server of the same version?"
+        ) from e
 
 
 def _silence() -> str:

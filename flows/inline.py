@@ -163,6 +163,19 @@ def run(flow: "Flow[..., Any]", parameters: dict[str, Any], report_type: type[Re
         return report_of(state, "inline", report_type)
 
 
+#: The URL of the API that Prefect's services in this process were made for.
+_services_url = ""
+
+
+def _renew_services(url: str) -> None:
+    """Prefect keeps what sends events and takes the slots of tags for the life of a process, bound to its first API."""
+    global _services_url
+    if _services_url not in ("", url):
+        # It stops all of them, whoever is asked; what still has something to send may do so in the background.
+        APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+    _services_url = url
+
+
 class Record(NamedTuple):
     """Where flow runs are recorded, and why not at the configured API if they are not."""
 
@@ -180,6 +193,7 @@ def recorded() -> Iterator[Record]:
         where = check_api()
     except FlowRunError as e:
         url = server.ensure()
+        _renew_services(url)
         with (
             # Should it die, its client would otherwise try for minutes; nothing else can keep it from answering.
             temporary_settings(
@@ -189,6 +203,7 @@ def recorded() -> Iterator[Record]:
         ):
             yield Record("a temporary server that ends with this command", str(e))
         return
+    _renew_services(str(PREFECT_API_URL.value()))
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield Record(where)
 
@@ -200,6 +215,9 @@ def quiet_console(level: int = logging.WARNING) -> None:
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", logging.getLevelName(level))
     setup_logging()
+    if level > logging.INFO:
+        # Events that an API did not take before it went away, whole; that it went is told by us.
+        logging.getLogger("prefect._internal.concurrency").setLevel(logging.CRITICAL)
     for worker in (EventsWorker, APILogWorker):
         # Its warning is that it still sends what it has while the process ends: that is as it should be.
         logging.getLogger(worker.__name__).setLevel(logging.ERROR)

@@ -141,11 +141,15 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prefect-home")
 
 
+def migrate(url: str, env: dict[str, str]) -> None:
+    subprocess.run([*MANAGE, "migrate", "-v0"], env=env | {"DATABASE_URL": url}, check=True)
+
+
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file to copy."""
     path = tmp_path_factory.mktemp("site") / "site.sqlite3"
-    subprocess.run([*MANAGE, "migrate", "-v0"], env=environment(DATABASE_URL=f"sqlite:///{path}"), check=True)
+    migrate(f"sqlite:///{path}", environment())
     return path
 
 
@@ -213,7 +217,7 @@ def postgres_site(
     with psycopg.connect(str(server), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
         try:
-            subprocess.run([*MANAGE, "migrate", "-v0"], env=env | {"DATABASE_URL": url}, check=True)
+            migrate(url, env)
             with connected(url, django_db_blocker), installed(url, env, tmp_path, engine) as site:
                 yield site
         finally:

@@ -1,0 +1,93 @@
+"""Servers of a test's own, which it may stop and start: a PostgreSQL and a Prefect server."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import requests
+
+from tests.conftest import free_port, wait_until
+
+from .conftest import environment
+
+#: Made by `make postgres`: the server refuses to run as root.
+OWNER = "cm-postgres"
+
+
+def postgres_programs() -> Path | None:
+    """The folder of initdb; Debian has one per version, off the PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
+    on_path = shutil.which("initdb")
+    return Path(on_path).resolve().parent if on_path else found[0].parent if found else None
+
+
+class Postgres:
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self._programs, self._data, self._port = programs, folder / "data", free_port()
+        self._as_owner = ["setpriv", "--reuid", OWNER, "--regid", OWNER, "--clear-groups"] if os.geteuid() == 0 else []
+        self.url = f"postgres://postgres@127.0.0.1:{self._port}/postgres"
+        self._run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync")
+
+    def start(self) -> None:
+        options = f"-p {self._port} -h 127.0.0.1 -k '' -c fsync=off"
+        self._run("pg_ctl", "start", "-w", "-t", "30", "-l", str(self._data / "server.log"), "-o", options)
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-w", "-m", "fast")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [*self._as_owner, str(self._programs / program), "-D", str(self._data), *arguments],
+            cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+
+
+@contextmanager
+def own_postgres(programs: Path) -> Iterator[Postgres]:
+    folder = Path(tempfile.mkdtemp(prefix="container-manager-outage-"))
+    if os.geteuid() == 0:
+        shutil.chown(folder, OWNER, OWNER)
+    try:
+        server = Postgres(programs, folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            with suppress(subprocess.CalledProcessError):
+                server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class PrefectServer:
+    def __init__(self, home: Path) -> None:
+        self._home, self._port = home, free_port()
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)],
+                env=environment(PREFECT_HOME=str(self._home)), cwd=self._home, stdout=log, stderr=log,
+            )  # fmt: skip
+        wait_until(self._is_ready, 90)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _is_ready(self) -> bool:
+        with suppress(requests.RequestException):
+            return requests.get(f"{self.url}/ready", timeout=5).ok
+        return False
