@@ -40,6 +40,9 @@ logger = logging.getLogger("container_manager.flows")
 
 #: seconds; on a new database the server makes its tables first, which takes eight on two cores.
 START_SECONDS = 90
+#: Of a call to an API that was there a moment ago: some 20 seconds in all. Prefect's own five take over a minute, in
+#: which an API that has gone away holds the queue up; a SQLite server that is busy needs one or two.
+CLIENT_RETRIES = 3
 #: seconds; for the last logs and events of a run.
 DRAIN_SECONDS = 5
 STOP_SECONDS = 5
@@ -204,7 +207,8 @@ def recorded() -> Iterator[Record]:
             yield Record("a temporary server that ends with this command", str(e))
         return
     _renew_services(str(PREFECT_API_URL.value()))
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    retries = min(CLIENT_RETRIES, PREFECT_CLIENT_MAX_RETRIES.value())
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: retries}):
         yield Record(where)
 
 

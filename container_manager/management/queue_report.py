@@ -49,7 +49,7 @@ def error_lines(errors: Iterable[JobError]) -> list[str]:
 
 def failed_line(job_ids: Sequence[int]) -> str:
     """`Job 17 failed to launch`, `Jobs 17, 18 failed to launch`."""
-    return f"Job{'' if len(job_ids) == 1 else 's'} {', '.join(map(str, job_ids))} failed to launch"
+    return f"Job{'' if len(job_ids) == 1 else 's'} {', '.join(map(str, sorted(job_ids)))} failed to launch"
 
 
 def job_lines(stats: LoopStats) -> list[str]:

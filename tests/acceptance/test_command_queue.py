@@ -226,3 +226,17 @@ def test_off_the_main_thread_a_flow_run_works(site_with_api: Site) -> None:
     assert command.lines[-1] == "Processed queue: launched 1 jobs"
     job.refresh_from_db()
     assert job.status == Status.RUNNING
+
+
+def test_what_prefect_still_sends_at_a_normal_end_is_no_warning_on_a_terminal(site: Site) -> None:
+    program = (
+        "import logging; from flows import inline; inline.quiet_console()\n"
+        "for name in ('EventsWorker', 'APILogWorker'):\n"
+        "    logging.getLogger(name).warning('Still processing items: 3 items remaining...')\n"
+        "logging.getLogger('prefect').warning('something else')\n"
+    )
+    command = site.start(program=[sys.executable, "-c", program], PYTHONPATH=str(ROOT))
+
+    assert command.end(30) == 0
+    assert len(command.errors) == 1
+    assert "something else" in command.errors[0]

@@ -1,0 +1,103 @@
+"""`python -m tests.benchmarks.command_memory [ITERATIONS]`: is the continuous mode's memory flat?
+
+The command's loop in this process, its flow runs inline on a temporary Prefect server, a fake Engine, an empty queue,
+no wait between iterations. SQLite and the Prefect home are in a folder of its own.
+"""
+
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+#: Imports, connection pools and caches fill up before.
+WARM_UP = 0.1
+SAMPLES = 40
+#: MiB over the whole of 2,000 iterations.
+GOAL_MIB = 5.0
+
+
+def main(iterations: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="container-manager-bench-") as folder:
+        os.environ |= {
+            "DJANGO_SETTINGS_MODULE": "container_manager.settings",
+            "DATABASE_URL": f"sqlite:///{folder}/bench.sqlite3",
+            "PREFECT_HOME": f"{folder}/prefect",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        }
+        os.environ.pop("PREFECT_API_URL", None)
+        samples = _measure(iterations)
+    settled = [sample for sample in samples if sample[0] >= WARM_UP * iterations]
+    third = max(1, len(settled) // 3)
+    early = statistics.median(mib for _, mib in settled[:third])
+    late = statistics.median(mib for _, mib in settled[-third:])
+    slope = statistics.linear_regression(*zip(*settled, strict=True)).slope * 2000
+    for number, mib in samples[:: max(1, len(samples) // 10)]:
+        print(f"{number:>6} iterations  {mib:7.1f} MiB")
+    print(
+        f"continuous mode, {iterations} iterations: {early:.1f} -> {late:.1f} MiB (ratio {late / early:.3f}), "
+        f"{slope:+.1f} MiB per 2,000 iterations; goal: below {GOAL_MIB:g}"
+    )
+    return 0 if slope < GOAL_MIB else 1
+
+
+def _measure(iterations: int) -> list[tuple[int, float]]:
+    import django
+
+    django.setup()
+    from contextlib import closing
+
+    from django.core.management import call_command
+    from django.core.management.base import OutputWrapper
+
+    from container_manager.hosts import Hosts
+    from container_manager.management.commands.process_container_jobs import PrefectFlowRuns
+    from container_manager.management.processing import Options, QueueProcessor
+    from container_manager.management.queue_report import Console
+    from container_manager.management.signals import SignalWatch
+    from container_manager.models import DockerHost
+    from container_manager.queue import queue_manager
+    from tests.fake_engine import Fleet
+
+    call_command("migrate", verbosity=0)
+    DockerHost.objects.all().delete()
+    fleet = Fleet()
+    fleet.add_host()
+    queue_manager._hosts = Hosts(fleet)
+    console = Console(OutputWrapper(StringIO()), OutputWrapper(sys.stderr), as_json=False)
+    options = Options(poll_interval=0)
+    watch = SignalWatch()
+    samples: list[tuple[int, float]] = []
+    step = max(1, iterations // SAMPLES)
+    began = time.monotonic()
+
+    class Counted(QueueProcessor):
+        def _run_once(self, work_seconds: float) -> Any:
+            done = super()._run_once(work_seconds)
+            if self.iterations % step == 0:
+                samples.append((self.iterations, _resident_mib()))
+                each = (time.monotonic() - began) / self.iterations
+                print(f"{self.iterations} of {iterations}, {each * 1000:.0f} ms each", file=sys.stderr, flush=True)
+            if self.iterations >= iterations:
+                watch.stopped_by = 15
+            return done
+
+    with closing(PrefectFlowRuns("inline", console, options)) as runs:
+        Counted(runs, console, watch, options).process(once=False, dry_run=False)
+    print(f"threads at the end: {threading.active_count()}", file=sys.stderr)
+    return samples
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1024 / 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000))
