@@ -80,7 +80,7 @@ def claim(
                 return _claim_once(max_concurrent, reachable, limit, only)
         except DatabaseBusy as e:
             if time.monotonic() >= until:
-                raise DatabaseBusy(f"the queue's lock was not free within {timeout:g} s") from e
+                raise DatabaseBusy(f"the queue's lock was not free within {round(timeout, 2):g} s") from e
         time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (so that those who collided don't again)
 
 

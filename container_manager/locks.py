@@ -52,7 +52,7 @@ def _raising_busy(seconds: float) -> Iterator[None]:
         )
         if not is_busy:
             raise
-        raise DatabaseBusy(f"the queue's lock was not free within {seconds:g} s") from e
+        raise DatabaseBusy(f"the queue's lock was not free within {round(seconds, 2):g} s") from e
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from django.utils.timezone import is_naive
 
 from . import metrics, shutdown
 from .capacity import Capacity, measure
-from .claiming import Claim, claim, promote_due, ready_jobs
+from .claiming import LOCK_SECONDS, Claim, claim, promote_due, ready_jobs
 from .conf import get_settings
 from .enforcing import enforce
 from .engine import DockerEngine, MakeEngine
@@ -22,7 +22,7 @@ from .exceptions import DatabaseBusy, InvalidTransition
 from .harvesting import harvest
 from .hosts import HostConnection, Hosts
 from .launching import launch as launch_jobs
-from .locks import statements_within
+from .locks import statements_within, transaction_within
 from .models import ALIVE, ENDED, ContainerJob, DockerHost, Installation, Reason, Status
 from .observing import observe
 from .pulling import Pulls
@@ -184,10 +184,15 @@ class QueueManager:
         return measure(max_concurrent, installation.tag_limits, reachable)
 
     def keep_limits(self, limits: Limits) -> None:
-        """Remember the Prefect tags' limits: the claim keeps to them, also while Prefect is away."""
-        Installation.objects.filter(pk=Installation.load().pk).exclude(limits=limits.model_dump()).update(
-            limits=limits.model_dump()
-        )
+        """Remember the Prefect tags' limits: the claim keeps to them, also while Prefect is away.
+
+        If the queue's lock is not free for two seconds, the old ones hold until a later round.
+        """
+        # Read first: a statement that changes nothing would wait for the lock all the same.
+        if Installation.load().tag_limits == limits:
+            return
+        with suppress(DatabaseBusy), transaction_within(LOCK_SECONDS):
+            Installation.objects.filter(pk=1).update(limits=limits.model_dump())
 
     # What passes do.
 

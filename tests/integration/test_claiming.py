@@ -295,3 +295,18 @@ def test_eight_threads_never_exceed_the_cap_and_never_claim_twice(host: DockerHo
 
     assert sorted(taken) == ids
     assert 1 <= max(most_alive) <= 5
+
+
+def test_limits_that_can_not_be_written_within_two_seconds_wait_for_a_later_round(host: DockerHost) -> None:
+    manager = QueueManager()
+    manager.keep_limits(Limits(total=1))
+
+    with another_holds_the_lock():
+        begin = time.monotonic()
+        manager.keep_limits(Limits(total=2))
+        waited = time.monotonic() - begin
+    held = Installation.load().tag_limits.total
+    manager.keep_limits(Limits(total=2))
+
+    assert waited < 5
+    assert (held, Installation.load().tag_limits.total) == (1, 2)
