@@ -4,6 +4,7 @@ from flows import _django  # noqa: F401, I001 (sets Django up before anything el
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from container_manager.conf import Settings
@@ -20,6 +21,11 @@ MAX_CONCURRENT = 100
 #: Launch tasks in flight. One would wait for the other's slot for up to seconds.
 LAUNCH_TASKS = 2
 TAGS = ("container-manager",)
+#: Who takes a deployment's runs: the runner of this name, or the work queue of this name on a pool. Flow runs that
+#: wait for a job have their own, so that they never hold up the passes.
+QUEUE_RUNNER, JOBS_RUNNER = "queue", "jobs"
+#: What every schedule counts its intervals from, so that a restart moves none of its times.
+MIDNIGHT = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Definition:
     description: str
     parameters: dict[str, Any] = field(default_factory=dict)
     interval_seconds: int | None = None
+    anchor: datetime = MIDNIGHT
+    runner: str = QUEUE_RUNNER
 
     @property
     def full_name(self) -> str:
@@ -56,7 +64,6 @@ def definitions(settings: Settings) -> tuple[Definition, ...]:
             flow=process_jobs,
             name="on-demand",
             description="Does for single jobs, by id or by status, what their status asks for.",
-            parameters={},
         ),
     )
 

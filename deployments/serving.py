@@ -15,12 +15,13 @@ from prefect.schedules import Interval
 from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 
-from .definitions import SCHEDULE_SLUG, TAGS, Definition
+from .definitions import JOBS_RUNNER, QUEUE_RUNNER, SCHEDULE_SLUG, TAGS, Definition
 
 logger = logging.getLogger("container_manager.deployments")
 
-#: Flow runs at once; a pass that stays and the next one, and a third by hand.
-PROCESS_LIMIT = 3
+#: Flow runs at once, by runner: a pass that stays and the next one, and a third by hand; and flow runs that wait
+#: for their jobs, each a process of some 110 MB.
+PROCESS_LIMITS = {QUEUE_RUNNER: 3, JOBS_RUNNER: 5}
 #: seconds; between two looks for runs that are due, and how long before that they are taken. Ten, which is
 #: the default, would delay every schedule of ten by as much.
 _QUERY_SECONDS, _PREFETCH_SECONDS = 2.0, 1.0
@@ -54,21 +55,37 @@ def serve(definitions: tuple[Definition, ...], *, take_over: bool) -> None:
         raise CannotServe(f"the Prefect API at {url} does not answer: {e}") from e
     if late:
         logger.warning("deleted %d scheduled runs that were missed while nothing was served", late)
-    asyncio.run(_run([_deployment(definition, present[definition.full_name]) for definition in definitions]))
-
-
-async def _run(deployments: list[RunnerDeployment]) -> None:
-    runner = Runner(
-        name="container-manager",
-        query_seconds=_QUERY_SECONDS,
-        prefetch_seconds=_PREFETCH_SECONDS,
-        limit=PROCESS_LIMIT,
-        # A restart must not leave a schedule paused behind.
-        pause_on_shutdown=False,
+    deployments = [_deployment(definition, present[definition.full_name]) for definition in definitions]
+    asyncio.run(
+        _run(
+            {
+                name: [
+                    deployment
+                    for definition, deployment in zip(definitions, deployments, strict=True)
+                    if definition.runner == name
+                ]
+                for name in PROCESS_LIMITS
+            }
+        )
     )
-    for deployment in deployments:
-        await runner.aadd_deployment(deployment)
-    await runner.start()
+
+
+async def _run(deployments: dict[str, list[RunnerDeployment]]) -> None:
+    runners = []
+    for name, served in deployments.items():
+        runner = Runner(
+            name=f"container-manager-{name}",
+            query_seconds=_QUERY_SECONDS,
+            prefetch_seconds=_PREFETCH_SECONDS,
+            limit=PROCESS_LIMITS[name],
+            # A restart must not leave a schedule paused behind.
+            pause_on_shutdown=False,
+        )
+        for deployment in served:
+            await runner.aadd_deployment(deployment)
+        if served:
+            runners.append(runner)
+    await asyncio.gather(*(runner.start() for runner in runners))
 
 
 def _deployment(definition: Definition, present: DeploymentResponse | None) -> RunnerDeployment:
@@ -78,6 +95,7 @@ def _deployment(definition: Definition, present: DeploymentResponse | None) -> R
         paused = {schedule.slug for schedule in present.schedules if not schedule.active} if present else set()
         schedule = Interval(
             timedelta(seconds=definition.interval_seconds),
+            anchor_date=definition.anchor,
             timezone="UTC",
             slug=SCHEDULE_SLUG,
             active=SCHEDULE_SLUG not in paused,

@@ -106,9 +106,10 @@ def test_prefect_yaml_says_what_is_served(definition: object) -> None:
     assert len(written) == len(DEFINITIONS)
     assert (found["name"], found["description"]) == (definition.name, definition.description)
     assert (found["parameters"], found["tags"]) == (definition.parameters, list(TAGS))
+    assert found["work_pool"] == {"name": "container-manager", "work_queue_name": definition.runner}
+    schedule = {"anchor_date": definition.anchor.isoformat(), "timezone": "UTC", "slug": SCHEDULE_SLUG}
     interval = definition.interval_seconds
-    schedules = [{"interval": interval, "timezone": "UTC", "slug": SCHEDULE_SLUG}] if interval else []
-    assert found["schedules"] == schedules
+    assert found["schedules"] == ([{"interval": interval} | schedule] if interval else [])
 
 
 def test_prefect_deploy_takes_the_file_again_and_again(environment: dict[str, str]) -> None:
