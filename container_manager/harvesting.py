@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db.models.functions import Now
 
@@ -16,7 +16,7 @@ from .hosts import HostConnection
 from .logs import BoundedLog
 from .models import ContainerJob, DockerHost, Reason, Status
 from .observing import HostView, ObservedJob, View
-from .steps import Steps, drive
+from .steps import Procedure, Steps, drive
 from .transitions import amend
 from .types import EndedJob, Observation
 
@@ -24,13 +24,16 @@ logger = logging.getLogger(__name__)
 
 #: Running jobs of one host whose containers vanish at once: rather its data root was changed than each removed.
 HELD_TOGETHER = 3
+#: What a container shows that was killed, by whomever.
+_KILLED = 137
 #: What a container shows that ended with its Engine: killed, told to stop, or its exit lost.
-_ENDED_FROM_OUTSIDE = (137, 143, 255)
+_ENDED_FROM_OUTSIDE = (_KILLED, 143, 255)
 _HINTS = {126: ": its command is not executable", 127: ": its command was not found"}
 _KNOWN_STATES = ("running", "exited", "dead", "removing")
 
 #: A view stands for a job of that host that is held.
 _Outcome = EndedJob | HostView | None
+_Gone = TypeVar("_Gone")
 
 
 def harvest(
@@ -47,7 +50,8 @@ def harvest(
             continue
         container = host.containers.get(job.row.container_id or "")
         if container is None or container.has_ended or container.id in named_ids:
-            procedures.append((_harvest(job, host), host.connection))
+            steps = _harvest(job.row, host.connection, partial(_judge_missing, job, host))
+            procedures.append((steps, host.connection))
         elif job.row.missing_at is not None:
             amend(job.row, missing_at=None)
         elif container.state not in _KNOWN_STATES:
@@ -61,9 +65,22 @@ def harvest(
     return ended, anomalies
 
 
-def _harvest(observed: ObservedJob, view: HostView) -> Steps[_Outcome]:
-    job, connection, engine = observed.row, view.connection, view.connection.engine
-    container_id = job.container_id or ""
+def harvest_ended(
+    container_ids: Collection[str], connections: Mapping[int, HostConnection]
+) -> dict[str, Procedure[EndedJob | None]]:
+    """By container: procedures that harvest the running jobs among these. One that is gone is left to a round."""
+    running = ContainerJob.objects.filter(status=Status.RUNNING, slot_host__in=list(connections))
+    procedures: dict[str, Procedure[EndedJob | None]] = {}
+    for job in running.filter(container_id__in=list(container_ids)):
+        connection = connections[job.slot_host_id or 0]
+        procedures[job.container_id or ""] = (_harvest(job, connection, lambda: None), connection)
+    return procedures
+
+
+def _harvest(
+    job: ContainerJob, connection: HostConnection, if_gone: Callable[[], _Gone]
+) -> Steps[EndedJob | _Gone | None]:
+    engine, container_id = connection.engine, job.container_id or ""
     try:
         seen: Observation = yield partial(engine.inspect, container_id)
         if not seen.has_ended:
@@ -72,8 +89,11 @@ def _harvest(observed: ObservedJob, view: HostView) -> Steps[_Outcome]:
             return None
         stdout = yield from _read(connection, container_id, "stdout")
         stderr = yield from _read(connection, container_id, "stderr")
+        if seen.exit_code == _KILLED and not seen.oom_killed:
+            # The Engine may learn that memory was the reason a moment after the exit itself.
+            seen = yield partial(engine.inspect, container_id)
     except ContainerGone:
-        return _judge_missing(observed, view)
+        return if_gone()
     except EngineError as e:
         logger.warning("job %s: not harvested yet: %s", job.pk, e, extra={"job": job.pk})
         return None

@@ -1,7 +1,7 @@
 """From a claim to running containers: create, record, start, record."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ from .models import ContainerJob, Reason, Status
 from .policy import describe
 from .pulling import Pulls
 from .retry import Verdict, verdict_on
-from .steps import Call, Steps, drive
+from .steps import Call, Procedure, Steps
 from .transitions import from_now, move
 from .types import BatchResult, JobError, JobSpec, Observation
 
@@ -49,22 +49,19 @@ logger = logging.getLogger(__name__)
 _HOST_FAULTS = (HostUnavailable, HostMisconfigured, OutcomeUnknown)
 
 
-def launch(
+def launches(
     jobs: list[ContainerJob],
     lease: Lease,
     connections: Mapping[int, HostConnection],
     pulls: Pulls,
     instance_id: str,
     is_stopping: Callable[[], bool],
-) -> BatchResult:
-    """Launch claimed jobs, each on the host whose slot it holds. A job's error is in the result, never raised."""
-    procedures = []
+) -> Iterator[Procedure[BatchResult]]:
+    """Procedures that launch claimed jobs, each on the host whose slot it holds. A job's error is in the result."""
     for job in jobs:
         assert job.slot_host_id is not None  # noqa: S101 (the database's constraint, for the type checker)
         connection = connections[job.slot_host_id]
-        procedure = _Launch(job, connection, lease, pulls, instance_id, is_stopping)
-        procedures.append((procedure.steps(), connection))
-    return sum(drive(procedures), BatchResult())
+        yield _Launch(job, connection, lease, pulls, instance_id, is_stopping).steps(), connection
 
 
 @dataclass

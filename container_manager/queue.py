@@ -9,20 +9,18 @@ from typing import Any, Protocol
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models.functions import Coalesce, Now
-from django.db.utils import Error as DatabaseError
 from django.utils.timezone import is_naive
 
 from . import metrics, shutdown
+from .batch import launch_batch
 from .capacity import Capacity, measure
-from .claiming import LOCK_SECONDS, Claim, claim, promote_due, ready_jobs
-from .conf import get_settings
+from .claiming import LOCK_SECONDS, claim, promote_due, ready_jobs
 from .enforcing import enforce
 from .engine import DockerEngine, MakeEngine
 from .exceptions import DatabaseBusy, InvalidTransition
 from .harvesting import harvest
-from .hosts import HostConnection, Hosts
-from .launching import launch as launch_jobs
-from .locks import statements_within, transaction_within
+from .hosts import Hosts
+from .locks import transaction_within
 from .models import ALIVE, ENDED, ContainerJob, DockerHost, Installation, Reason, Status
 from .observing import observe
 from .pulling import Pulls
@@ -31,10 +29,8 @@ from .rounds import Rounds
 from .transitions import locked, move, move_many, show
 from .types import BatchResult, EndedJob, Limits, LoopStats, QueueMetrics
 
-#: Jobs claimed at once, per thread of a host: each is launched well within the lease.
-_CLAIMED_PER_THREAD = 4
-#: seconds; for how long one call goes on to claim while slots and ready jobs are left.
-_BATCH_SECONDS = 10
+#: seconds; a claim alone gives a promotion this long.
+_PROMOTE_SECONDS = 10
 #: seconds; between two looks at a pull.
 _PULL_SECONDS = 0.2
 #: Rows per INSERT.
@@ -202,52 +198,23 @@ class QueueManager:
         """Promote what is due and claim what may start; the claimed jobs are the caller's to launch."""
         Installation.load()
         connections = self._hosts.reached()
-        promote_due(time.monotonic() + _BATCH_SECONDS)
+        promote_due(time.monotonic() + _PROMOTE_SECONDS)
         return claim(max_concurrent, connections.keys(), limit=limit, only=only).jobs
 
     def launch_next_batch(
         self, max_concurrent: int = 5, timeout: float = 30, *, only: Collection[int] | None = None
     ) -> BatchResult:
-        """Claim and launch until slots or ready jobs run out, for ten seconds at most.
+        """Claim and launch until slots or ready jobs run out, for five seconds at most.
 
         `max_concurrent`: containers alive at once, over all workers. `timeout`: seconds that locks and a busy
-        database are waited for. `only`: ids of the jobs to choose from. Errors are in the result.
+        database are waited for. `only`: ids of the jobs to choose from. Errors are in the result. In a pass that
+        stays, what ends meanwhile is harvested, and its slots filled.
         """
         if max_concurrent < 1:
             raise ValueError("max_concurrent must be at least 1")
         if timeout <= 0:
             raise ValueError("timeout must be more than 0")
-        began = time.monotonic()
-        is_stopping = shutdown.signal()
-        try:
-            with statements_within(timeout):
-                instance_id = Installation.load().instance_id
-                connections = self._hosts.reached()
-                self._pulls.settle()
-                promote_due(began + timeout / 2)
-        except DatabaseBusy as e:
-            return BatchResult(limit=str(e))
-        batch = BatchResult()
-        while True:
-            usable = {pk: connection for pk, connection in connections.items() if not connection.has_failed}
-            try:
-                claimed = claim(
-                    max_concurrent,
-                    usable.keys(),
-                    limit=_CLAIMED_PER_THREAD * get_settings().LAUNCH_THREADS * len(usable),
-                    only=only,
-                    timeout=max(0.1, timeout - (time.monotonic() - began)),
-                )
-            except DatabaseBusy as e:
-                return batch + BatchResult(limit=str(e))
-            except DatabaseError as e:
-                if not batch.launched:
-                    raise
-                # What was launched is told in any case; the next round meets the error again.
-                return batch + BatchResult(limit=f"the database failed: {e}")
-            batch += self._launch(claimed, usable, instance_id, is_stopping)
-            if not claimed.jobs or is_stopping() or time.monotonic() - began >= _BATCH_SECONDS:
-                return batch
+        return launch_batch(self._hosts, self._pulls, max_concurrent, timeout, only)
 
     def process_queue_continuous(
         self,
@@ -283,14 +250,6 @@ class QueueManager:
         while self._pulls and not shutdown.is_stopping():
             time.sleep(_PULL_SECONDS)
             self._pulls.settle()
-
-    def _launch(
-        self, claimed: Claim, connections: dict[int, HostConnection], instance_id: str, is_stopping: Callable[[], bool]
-    ) -> BatchResult:
-        if claimed.lease is None or not claimed.jobs:
-            return BatchResult(limit=claimed.limit)
-        batch = launch_jobs(claimed.jobs, claimed.lease, connections, self._pulls, instance_id, is_stopping)
-        return batch + BatchResult(limit=claimed.limit)
 
     def _to_queue(
         self, job: ContainerJob, schedule_for: datetime | None, sources: Collection[Status], hint: str, **fields: Any

@@ -68,10 +68,10 @@ class Rounds:
         if not self._is_stopping() and has_ready():
             batch = self._launch()
         # Read again: what was recovered may run.
-        self._running_after = len(_running_ids(view)) + batch.launched
+        self._running_after = len(_running_ids(view)) + batch.launched - len(batch.ended)
         return RoundReport(
             batch=batch,
-            ended=tuple(ended),
+            ended=(*ended, *batch.ended),
             stopped_ids=tuple(stopped),
             recovered_ids=tuple(recovered),
             anomalies=(*problems, *view.problems, *anomalies),

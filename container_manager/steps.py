@@ -4,7 +4,7 @@ A procedure is a generator that yields calls. Each call runs in a thread; its va
 back to the `yield`. So all queries of a round use the one connection of the thread that drives it.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
@@ -34,52 +34,75 @@ def drive(procedures: Iterable[Procedure[_T]], is_stopping: Callable[[], bool] =
 
     Once `is_stopping`, those that have not begun are left out.
     """
-    driver = _Driver(procedures, is_stopping)
-    yield from driver.begin()
-    while driver.in_flight:
+    driver: Driver[_T] = Driver(is_stopping)
+    driver.add(procedures)
+    while driver.is_busy:
         yield from driver.go_on()
-    if driver.escaped:
-        raise driver.escaped[0]
+    driver.raise_escaped()
 
 
-class _Driver(Generic[_T]):
-    def __init__(self, procedures: Iterable[Procedure[_T]], is_stopping: Callable[[], bool]) -> None:
+class Driver(Generic[_T]):
+    """Drives procedures to their ends; more may be added meanwhile."""
+
+    def __init__(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
         self._is_stopping = is_stopping
         #: By the threads that they need, so that slow ones hold up only their own.
         self._waiting: dict[int, deque[Procedure[_T]]] = {}
+        self._under_way: Counter[int] = Counter()
+        self._in_flight: dict[Future[Any], Procedure[_T]] = {}
+        self._escaped: list[Exception] = []
+
+    def add(self, procedures: Iterable[Procedure[_T]], *, is_urgent: bool = False) -> None:
+        """Urgent ones go before those that have not begun."""
         for steps, threads in procedures:
-            self._waiting.setdefault(id(threads), deque()).append((steps, threads))
-        self.in_flight: dict[Future[Any], Procedure[_T]] = {}
-        self.escaped: list[Exception] = []
+            queue = self._waiting.setdefault(id(threads), deque())
+            if is_urgent:
+                queue.appendleft((steps, threads))
+            else:
+                queue.append((steps, threads))
 
-    def begin(self) -> Iterator[_T]:
-        for queue in self._waiting.values():
-            for _ in range(queue[0][1].width):
-                yield from self._admit(queue)
+    @property
+    def has_waiting(self) -> bool:
+        """Whether some have not begun, and may."""
+        return any(self._waiting.values()) and not self._is_stopping()
 
-    def go_on(self) -> Iterator[_T]:
-        done, _ = wait(self.in_flight, return_when=FIRST_COMPLETED)
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._in_flight) or self.has_waiting
+
+    def go_on(self, seconds: float | None = None) -> Iterator[_T]:
+        """Wait until a call ends, `seconds` at most; the results of the procedures that have ended by that."""
+        yield from self._admit()
+        done, _ = wait(self._in_flight, timeout=seconds, return_when=FIRST_COMPLETED)
         for future in done:
-            steps, threads = self.in_flight.pop(future)
-            under_way = len(self.in_flight)
+            steps, threads = self._in_flight.pop(future)
             yield from self._advance(steps, threads, partial(_resume, steps, future))
-            if len(self.in_flight) == under_way:
-                yield from self._admit(self._waiting[id(threads)])
+        yield from self._admit()
 
-    def _admit(self, queue: deque[Procedure[_T]]) -> Iterator[_T]:
-        """Begin the next one; again, if that has ended without a call."""
-        under_way = len(self.in_flight)
-        while queue and len(self.in_flight) == under_way and not self._is_stopping():
-            steps, threads = queue.popleft()
-            yield from self._advance(steps, threads, partial(next, steps))
+    def raise_escaped(self) -> None:
+        """Raise the first exception that a procedure let out, if any did."""
+        if self._escaped:
+            raise self._escaped[0]
+
+    def _admit(self) -> Iterator[_T]:
+        for queue in list(self._waiting.values()):
+            while queue and self._has_room(queue[0][1]) and not self._is_stopping():
+                steps, threads = queue.popleft()
+                self._under_way[id(threads)] += 1
+                yield from self._advance(steps, threads, partial(next, steps))
+
+    def _has_room(self, threads: Threads) -> bool:
+        return self._under_way[id(threads)] < threads.width
 
     def _advance(self, steps: Steps[_T], threads: Threads, resume: Callable[[], Call]) -> Iterator[_T]:
         try:
-            self.in_flight[threads.submit(resume())] = (steps, threads)
+            self._in_flight[threads.submit(resume())] = (steps, threads)
         except StopIteration as end:
+            self._under_way[id(threads)] -= 1
             yield end.value
         except Exception as e:  # noqa: BLE001 (a defect in one must not abandon the others half-way)
-            self.escaped.append(e)
+            self._under_way[id(threads)] -= 1
+            self._escaped.append(e)
 
 
 def _resume(steps: Steps[_T], future: "Future[Any]") -> Call:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 from .engine import EndWatch
 from .exceptions import EngineError
@@ -111,10 +112,21 @@ class _Listener:
             self._note(container_id)
 
 
+_current: ContextVar[Wakeups | None] = ContextVar("container_manager_wakeups", default=None)
+
+
+def current_wakeups() -> Wakeups | None:
+    """Those of the pass that this is called in, if it listens."""
+    return _current.get()
+
+
 @contextmanager
 def wakeups(is_stopping: Callable[[], bool]) -> Iterator[Wakeups]:
+    """Listen within; what is launched within may look, too."""
     listening = Wakeups(is_stopping)
+    token = _current.set(listening)
     try:
         yield listening
     finally:
+        _current.reset(token)
         listening.close()

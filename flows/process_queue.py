@@ -29,7 +29,7 @@ WorkSeconds = Annotated[float, Field(ge=0, description="How long to stay and kee
 
 @task(tags=[limits.LAUNCH_TAG], cache_policy=NO_CACHE)
 def launch_next_batch(max_concurrent: int = 5, timeout: float = 30) -> BatchResult:
-    """Claim and launch until slots or ready jobs run out, for ten seconds at most."""
+    """Claim and launch until slots or ready jobs run out, for five seconds at most."""
     return queue_manager.launch_next_batch(max_concurrent, timeout)
 
 

@@ -21,6 +21,17 @@ class JobError(Frozen):
     error: str
 
 
+class EndedJob(Frozen):
+    """A job whose attempt ended: `status` is what the row says now, so `scheduled` means a retry."""
+
+    job_id: int
+    attempt: int
+    status: str
+    reason: str
+    exit_code: int | None
+    error: str = ""
+
+
 class BatchResult(Frozen):
     """What one call of `launch_next_batch` did."""
 
@@ -31,6 +42,8 @@ class BatchResult(Frozen):
     failed_ids: tuple[int, ...] = ()
     #: jobs that went back to the queue uncharged, for a pull or a host that did not answer.
     handed_back: int = 0
+    #: harvested meanwhile, to free their slots.
+    ended: tuple[EndedJob, ...] = ()
     #: why no more was launched, in words; empty if nothing more was ready.
     limit: str = ""
     #: the limit on launch tasks was reached, so that nothing was tried.
@@ -43,20 +56,10 @@ class BatchResult(Frozen):
             errors=self.errors + other.errors,
             failed_ids=self.failed_ids + other.failed_ids,
             handed_back=self.handed_back + other.handed_back,
+            ended=self.ended + other.ended,
             limit=other.limit,
             throttled=other.throttled,
         )
-
-
-class EndedJob(Frozen):
-    """A job whose attempt ended: `status` is what the row says now, so `scheduled` means a retry."""
-
-    job_id: int
-    attempt: int
-    status: str
-    reason: str
-    exit_code: int | None
-    error: str = ""
 
 
 class RoundReport(Frozen):

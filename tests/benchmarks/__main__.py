@@ -14,24 +14,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"one or more of: {', '.join(ROWS)} (default: all)")
     parser.add_argument("--database", choices=["sqlite", "postgres"], help="on this one alone (default: both)")
+    parser.add_argument("--here", action="store_true", help="in this process, on the database of DATABASE_URL")
     options = parser.parse_args()
     unknown = set(options.rows) - set(ROWS)
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     rows = options.rows or ROWS
-    if options.database is None:
-        return _on_both(rows)
-    return _on_one(rows)
+    if options.here:
+        return _here(rows)
+    return _on_each([options.database] if options.database else ["sqlite", "postgres"], rows)
 
 
-def _on_both(rows: list[str]) -> int:
+def _on_each(databases: list[str], rows: list[str]) -> int:
     """A process for each: Django knows one default database."""
     codes = []
-    for database in ("sqlite", "postgres"):
+    for database in databases:
         with tempfile.TemporaryDirectory(prefix="container-manager-bench-") as folder:
             url = f"sqlite:///{folder}/bench.sqlite3" if database == "sqlite" else _postgres_database()
             environment = os.environ | {"DATABASE_URL": url, "PREFECT_HOME": f"{folder}/prefect"}
-            arguments = [sys.executable, "-m", "tests.benchmarks", *rows, "--database", database]
+            arguments = [sys.executable, "-m", "tests.benchmarks", *rows, "--here"]
             codes.append(os.spawnve(os.P_WAIT, sys.executable, arguments, environment))
     return max(codes)
 
@@ -48,7 +49,7 @@ def _postgres_database() -> str:
     return f"{server.rpartition('/')[0]}/{name}"
 
 
-def _on_one(rows: list[str]) -> int:
+def _here(rows: list[str]) -> int:
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.benchmarks.settings"
     import django
 
