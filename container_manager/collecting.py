@@ -23,7 +23,7 @@ def collect(view: View, instance_id: str) -> list[str]:
     strays = [
         (container, host.connection)
         for host in view.hosts
-        for container in _unclaimed(host.containers, {job.row.container_id for job in host.jobs})
+        for container in _unclaimed(host.containers, host.claimed_ids)
     ]
     if not strays:
         return []
@@ -56,7 +56,7 @@ def collect(view: View, instance_id: str) -> list[str]:
     return anomalies
 
 
-def _unclaimed(containers: dict[str, ContainerSummary], claimed: set[str | None]) -> list[ContainerSummary]:
+def _unclaimed(containers: dict[str, ContainerSummary], claimed: set[str]) -> list[ContainerSummary]:
     return [container for container in containers.values() if container.id not in claimed]
 
 

@@ -36,20 +36,15 @@ _Outcome = EndedJob | HostView | None
 _Gone = TypeVar("_Gone")
 
 
-def harvest(
-    view: View, named_ids: Collection[str] = (), is_stopping: Callable[[], bool] = lambda: False
-) -> tuple[list[EndedJob], list[str]]:
-    """Harvest what has ended, by the list or by `named_ids`: containers that events named, which the list lags.
-
-    Returns the jobs whose attempts ended, and what a person should look at.
-    """
+def harvest(view: View, is_stopping: Callable[[], bool] = lambda: False) -> tuple[list[EndedJob], list[str]]:
+    """Harvest what has ended: the jobs whose attempts ended, and what a person should look at."""
     anomalies: list[str] = []
     procedures: list[tuple[Steps[_Outcome], HostConnection]] = []
     for job, host in view.jobs():
         if job.row.status != Status.RUNNING:
             continue
         container = host.containers.get(job.row.container_id or "")
-        if container is None or container.has_ended or container.id in named_ids:
+        if container is None or container.has_ended or container.id in view.named_ids:
             steps = _harvest(job.row, host.connection, partial(_judge_missing, job, host))
             procedures.append((steps, host.connection))
         elif job.row.missing_at is not None:

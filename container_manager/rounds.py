@@ -15,8 +15,8 @@ from .enforcing import enforce
 from .harvesting import harvest
 from .hosts import Hosts
 from .leases import WorkLease
-from .models import ContainerJob, Installation, Status
-from .observing import View, observe
+from .models import ContainerJob, Installation
+from .observing import observe
 from .pulling import Pulls
 from .recovering import recover
 from .types import BatchResult, LoopStats, RoundReport
@@ -54,9 +54,9 @@ class Rounds:
         connections, problems = self._hosts.reach()
         installation = Installation.load()
         named = listening.ended_ids() if listening else set()
-        view = observe(connections, installation.instance_id)
-        running = _running_ids(view)
-        ended, anomalies = harvest(view, named, self._is_stopping)
+        view = observe(connections, installation.instance_id, named)
+        running = view.running_ids
+        ended, anomalies = harvest(view, self._is_stopping)
         if listening:
             listening.forget(named & running)
             listening.watch(connections, installation.instance_id)
@@ -67,8 +67,8 @@ class Rounds:
         batch = BatchResult()
         if not self._is_stopping() and has_ready():
             batch = self._launch()
-        # Read again: what was recovered may run.
-        self._running_after = len(_running_ids(view)) + batch.launched - len(batch.ended)
+        # Read again: what was recovered may run. A row that is stuck before that keeps no pass waiting.
+        self._running_after = len(view.running_ids) + batch.launched - len(batch.ended)
         return RoundReport(
             batch=batch,
             ended=(*ended, *batch.ended),
@@ -154,11 +154,6 @@ def _refresh_connection() -> None:
     # A connection that the server has closed fails for ever until it is closed on this side, too.
     if not database.in_atomic_block:
         close_old_connections()
-
-
-def _running_ids(view: View) -> set[str]:
-    """The containers whose end a round can act on. A row that is stuck before that keeps no pass waiting."""
-    return {job.row.container_id or "" for host in view.hosts for job in host.jobs if job.row.status == Status.RUNNING}
 
 
 def _seconds_to_next_due() -> float | None:

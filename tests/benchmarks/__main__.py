@@ -7,7 +7,7 @@ import tempfile
 from importlib import import_module
 
 #: Each is a module here with a function `measure() -> Iterator[Figure]`.
-ROWS = ("claim", "enqueue", "launch", "drain")
+ROWS = ("claim", "enqueue", "launch", "drain", "passes")
 
 
 def main() -> int:
