@@ -13,7 +13,7 @@ from docker.types import LogConfig, Mount
 
 from .containers import INSTANCE_LABEL, observation, summary
 from .engine_errors import parsing, storable, translated
-from .exceptions import ContainerGone, ContainerRunning, EngineFailed, ImageMissing
+from .exceptions import ContainerGone, ContainerRunning, EngineFailed
 from .images import qualified
 from .logs import BoundedLog
 from .types import ContainerSpec, ContainerSummary, EngineAddress, Hardening, Observation
@@ -55,8 +55,6 @@ class Engine(Protocol):
     def signal(self, container_id: str, name: Literal["SIGTERM", "SIGKILL"]) -> None: ...
 
     def remove(self, container_id: str) -> None: ...
-
-    def has_image(self, image: str) -> bool: ...
 
     def pull(self, image: str, seconds: float) -> None: ...
 
@@ -187,14 +185,6 @@ class DockerEngine:
             if self._is_going(container_id):
                 return
             raise
-
-    def has_image(self, image: str) -> bool:
-        try:
-            with translated("image"):
-                self._client().inspect_image(qualified(image))  # type: ignore[no-untyped-call]
-        except ImageMissing:
-            return False
-        return True
 
     def pull(self, image: str, seconds: float) -> None:
         """Pull, with the credentials of this process's Docker configuration, within `seconds`."""

@@ -30,7 +30,7 @@ from .exceptions import (
 )
 
 Step = Literal[
-    "version", "identify", "create", "connect", "start", "list", "inspect", "logs", "signal", "remove", "image", "pull",
+    "version", "identify", "create", "connect", "start", "list", "inspect", "logs", "signal", "remove", "pull",
     "events",
 ]  # fmt: skip
 
@@ -44,7 +44,6 @@ _BY_STEP: dict[tuple[Step, int], type[EngineError]] = {
     ("connect", 404): NetworkMissing,
     ("signal", 409): ContainerNotRunning,
     ("remove", 409): ContainerRunning,
-    ("image", 404): ImageMissing,
     ("pull", 404): ImageMissing,
     ("logs", 409): ContainerGone,
     ("logs", 500): LogsUnavailable,

@@ -3,7 +3,8 @@
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -29,6 +30,8 @@ from tests.fake_engine import FakeEngine
 
 GONE = "f" * 64
 SLEEP = ["sleep", "60"]
+#: Says when its init is there: the first process of a container ignores TERM until it has asked for it.
+UP = ["sh", "-c", "echo up; exec sleep 60"]
 DEAF = ["sh", "-c", "trap '' TERM; echo up; while true; do sleep 1; done"]
 HARDENING = Hardening(pids_limit=64, cap_drop_all=False, log_driver="local", log_options={})
 #: Nothing listens there, so that no registry is asked.
@@ -53,9 +56,11 @@ def contract(request: pytest.FixtureRequest, instance: str) -> Iterator[Engine]:
             container.remove(force=True, v=True)
 
 
-def create(engine: Engine, instance: str, job_id: int = 1, **fields: Any) -> str:
+def create(
+    engine: Engine, instance: str, job_id: int = 1, own_labels: dict[str, str] | None = None, **fields: Any
+) -> str:
     spec = ContainerSpec(**{"image": "busybox", "command": SLEEP} | fields)
-    values = {"instance": instance, "job": str(job_id), "attempt": "1", "token": "ours"}
+    values = {"instance": instance} | (own_labels or {"job": str(job_id), "attempt": "1", "token": "ours"})
     labels = {f"container-manager.{name}": value for name, value in values.items()}
     return engine.create(container_name(instance, job_id, 1), spec, environment={}, labels=labels, hardening=HARDENING)
 
@@ -69,6 +74,13 @@ def started(engine: Engine, instance: str, **fields: Any) -> str:
 def ended(engine: Engine, container_id: str) -> Observation:
     wait_until(lambda: engine.inspect(container_id).has_ended)
     return engine.inspect(container_id)
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """What each of the calls returns or raises, all of them in threads."""
+    with ThreadPoolExecutor(len(calls)) as threads:
+        futures = [threads.submit(call) for call in calls]
+    return [future.exception() or future.result() for future in futures]
 
 
 def log_of(engine: Engine, container_id: str, stream: Stream = "stdout") -> str:
@@ -101,6 +113,14 @@ def test_a_name_is_given_once(contract: Engine, instance: str) -> None:
     assert len(contract.list(instance)) == 1
 
 
+def test_of_two_creates_at_once_one_gets_the_name(contract: Engine, instance: str) -> None:
+    answers = at_once(*[lambda: create(contract, instance)] * 2)
+
+    [made] = contract.list(instance)
+    assert made.id in answers
+    assert [type(answer) for answer in answers if answer != made.id] == [NameTaken]
+
+
 def test_a_name_is_free_again_after_its_container_is_removed(contract: Engine, instance: str) -> None:
     contract.remove(create(contract, instance))
 
@@ -131,6 +151,18 @@ def test_the_list_has_the_containers_of_one_installation_in_every_state(contract
     [first] = [container for container in contract.list(instance) if container.id == created]
     assert (first.name, first.job_id, first.attempt) == (container_name(instance, 1, 1), 1, 1)
     assert contract.list(f"{instance}x") == []
+
+
+@pytest.mark.parametrize(
+    "labels", [{"token": "x"}, {"job": "", "attempt": "-1"}, {"job": "one", "attempt": "1.5"}, {"job": "9" * 30}]
+)
+def test_what_is_labelled_oddly_is_listed_as_no_jobs(contract: Engine, instance: str, labels: dict[str, str]) -> None:
+    container_id = create(contract, instance, own_labels=labels)
+
+    [listed] = contract.list(instance)
+
+    assert (listed.id, listed.job_id, listed.attempt) == (container_id, None, None)
+    assert contract.inspect(container_id).token == labels.get("token", "")
 
 
 @pytest.mark.parametrize(
@@ -175,14 +207,24 @@ def test_to_start_what_runs_changes_nothing(contract: Engine, instance: str) -> 
     assert (contract.inspect(container_id).state, contract.inspect(container_id).started_at) == ("running", since)
 
 
+def test_two_starts_at_once_run_it_once(contract: Engine, instance: str) -> None:
+    container_id = create(contract, instance, command=DEAF)
+
+    answers = at_once(*[lambda: contract.start(container_id)] * 2)
+
+    wait_until(lambda: log_of(contract, container_id) == "up\n")
+    assert (answers, contract.inspect(container_id).state) == ([None, None], "running")
+
+
 def test_to_start_what_has_ended_runs_it_again(contract: Engine, instance: str) -> None:
     container_id = started(contract, instance, command=["sh", "-c", "echo out; echo err >&2"])
-    ended(contract, container_id)
+    first = ended(contract, container_id)
 
     contract.start(container_id)
 
-    ended(contract, container_id)
+    again = ended(contract, container_id)
     wait_until(lambda: log_of(contract, container_id) == "out\nout\n")
+    assert (again.exit_code, again.started_at > first.started_at) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +246,8 @@ def test_a_start_that_fails_leaves_a_container_that_has_not_run(
 
     seen = contract.inspect(container_id)
     assert (seen.state, seen.exit_code, seen.has_run, bool(seen.error)) == ("created", 128, False, True)
+    contract.remove(container_id)
+    assert contract.list(instance) == []
 
 
 @pytest.mark.parametrize(
@@ -222,7 +266,8 @@ def test_a_create_that_fails_leaves_nothing(
 
 @pytest.mark.parametrize(("signal", "code"), [("SIGTERM", 143), ("SIGKILL", 137)])
 def test_a_signal_ends_what_runs(contract: Engine, instance: str, signal: Any, code: int) -> None:
-    container_id = started(contract, instance)
+    container_id = started(contract, instance, command=UP)
+    wait_until(lambda: log_of(contract, container_id) == "up\n")
 
     contract.signal(container_id, signal)
 
@@ -286,16 +331,12 @@ def test_what_is_gone_is_told_at_every_step_but_its_removal(contract: Engine) ->
     contract.remove(GONE)
 
 
-def test_an_image_is_there_or_not(contract: Engine) -> None:
-    assert contract.has_image("busybox")
-    assert not contract.has_image(NOWHERE)
-
-
-def test_a_pull_fails_where_no_registry_has_the_image(contract: Engine) -> None:
+def test_a_pull_fails_where_no_registry_has_the_image(contract: Engine, instance: str) -> None:
     with pytest.raises(EngineFailed):
         contract.pull(NOWHERE, 10)
 
-    assert not contract.has_image(NOWHERE)
+    with pytest.raises(ImageMissing):
+        create(contract, instance, image=NOWHERE)
 
 
 def test_a_watch_tells_the_ends_of_one_installation_until_it_is_closed(contract: Engine, instance: str) -> None:
@@ -321,3 +362,15 @@ def test_a_watch_tells_the_ends_of_one_installation_until_it_is_closed(contract:
     listener.join(10)
 
     assert (told, listener.is_alive()) == ([container_id] * 2, False)
+
+
+def test_a_watch_tells_what_was_killed_and_not_what_was_removed(contract: Engine, instance: str) -> None:
+    watch = contract.watch_ends(instance)
+    unstarted = create(contract, instance, 1)
+    killed = started(contract, instance, job_id=2)
+
+    contract.remove(unstarted)
+    contract.signal(killed, "SIGKILL")
+
+    assert next(iter(watch)) == killed
+    watch.close()

@@ -89,7 +89,6 @@ CALLS: dict[str, Callable[[DockerEngine], Any]] = {
     "logs": lambda engine: engine.read_log(ID, "stdout", BoundedLog(10, 10), 1),
     "signal": lambda engine: engine.signal(ID, "SIGTERM"),
     "remove": lambda engine: engine.remove(ID),
-    "image": lambda engine: engine.has_image("busybox"),
     "pull": lambda engine: engine.pull("busybox", 1),
     "events": lambda engine: list(engine.watch_ends("abc")),
 }

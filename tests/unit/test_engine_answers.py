@@ -51,13 +51,6 @@ def test_what_is_done_already_is_done(server: FakeServer, engine: DockerEngine, 
     assert CALLS[step](engine) is None
 
 
-@pytest.mark.parametrize(("status", "has_it"), [(200, True), (404, False)])
-def test_an_image_is_there_or_not(server: FakeServer, engine: DockerEngine, status: int, has_it: bool) -> None:
-    server.set("image", answer(status, {"message": "x"}))
-
-    assert engine.has_image("busybox") is has_it
-
-
 @pytest.mark.parametrize("look", [inspected("removing"), answer(404, "gone")], ids=["going", "gone"])
 def test_a_container_that_another_removes_is_done(server: FakeServer, engine: DockerEngine, look: bytes) -> None:
     server.set("remove", answer(409, {"message": "removal is in progress"}))

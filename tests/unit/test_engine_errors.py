@@ -25,6 +25,7 @@ from container_manager.types import EngineAddress
 from tests.conftest import free_port
 from tests.unit.fake_server import (
     CALLS,
+    ID,
     SIDE_EFFECTS,
     TIMEOUT,
     VERSION,
@@ -50,7 +51,7 @@ OF_ONE_STEP: dict[tuple[str, int], type[EngineError]] = {
 }
 OF_ANY: dict[int, type[EngineError]] = {400: RequestRefused, 404: ContainerGone, 409: EngineFailed, 500: EngineFailed}
 #: The answers to these say that it is done, or need a second look.
-DONE = {("remove", 404), ("remove", 409), ("image", 404)}
+DONE = {("remove", 404), ("remove", 409)}
 BY_STATUS = (
     [
         (step, status, OF_ONE_STEP.get((step, status), kind))
@@ -116,7 +117,7 @@ def test_what_tells_no_version_is_no_engine(server: FakeServer, engine: DockerEn
     assert raised(step, engine) is HostMisconfigured
 
 
-@pytest.mark.parametrize("step", ["identify", "create", "list", "inspect", "image"])
+@pytest.mark.parametrize("step", ["identify", "create", "list", "inspect"])
 def test_a_page_in_place_of_an_answer_is_no_engine(server: FakeServer, engine: DockerEngine, step: str) -> None:
     server.set(step, answer(200, "<html>log in</html>"))
 
@@ -131,7 +132,7 @@ def test_a_host_where_nobody_listens_is_unavailable(tmp_path: Path, step: str, i
     engine = DockerEngine(server.address, TIMEOUT)
     if is_known:
         threading.Thread(target=lambda: [server.handle_request() for _ in range(2)], daemon=True).start()
-        engine.has_image("busybox")
+        engine.start(ID)
     server.server_close()
     if not has_file:
         (tmp_path / "s").unlink()
