@@ -17,6 +17,8 @@ from container_manager.exceptions import ContainerManagerError
 
 #: seconds; an API that has not answered by then counts as away.
 PROBE_SECONDS = 3
+#: Of one call in the midst of a pass: six seconds. A server on SQLite that is busy needs one.
+_RETRIES = 2
 
 
 class FlowRunError(ContainerManagerError):
@@ -78,6 +80,17 @@ def probe(ask: Callable[[SyncPrefectClient], Any]) -> None:
     answer = answers[0] if answers else FlowRunError("the Prefect API could not be asked: see above")
     if answer is not None:
         raise answer
+
+
+@contextmanager
+def without_patience() -> Iterator[None]:
+    """Within, a call to an API that has gone away fails after seconds: the queue goes on without it.
+
+    What a flow run has to say at its end is not within, and may be tried for minutes.
+    """
+    retries = min(_RETRIES, PREFECT_CLIENT_MAX_RETRIES.value())
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
+        yield
 
 
 @contextmanager

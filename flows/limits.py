@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import httpx
 from prefect.client.base import ServerType
@@ -23,6 +25,10 @@ logger = logging.getLogger("container_manager.flows")
 #: A tag's limit is kept by Prefect as a global limit of this name.
 _PREFIX = "tag:"
 _PAGE = 200
+#: seconds; of one call.
+_REQUEST_SECONDS = 10
+#: seconds; a launch task claims for five and ends what it began. One that is older was killed where nobody saw it.
+LAUNCH_SECONDS = 15
 
 _is_temporary: ContextVar[bool] = ContextVar("container_manager_temporary_server", default=False)
 
@@ -51,16 +57,16 @@ def on_temporary_server() -> Iterator[None]:
         _is_temporary.reset(token)
 
 
-def read() -> tuple[Limits | None, LaunchSlots]:
-    """The limits as they are now, in one call. None, and no limit on launches, if the server can't say."""
+def read() -> tuple[Limits | None, LaunchSlots] | None:
+    """The limits as they are now, in one call; None if the server can't say. No limits, if nobody can set them."""
     try:
-        with get_client(sync_client=True) as client:
-            rows = {row.name.removeprefix(_PREFIX): row for row in _tag_limits(client) if row.active}
+        with get_client(sync_client=True, httpx_settings={"timeout": _REQUEST_SECONDS}) as client:
+            rows = read_rows(client)
             slots = _launch_slots(client, rows.get(LAUNCH_TAG))
             is_temporary = _is_temporary.get() or client.server_type is ServerType.EPHEMERAL
     except httpx.HTTPError as e:
         logger.warning("the limits of Prefect's tags can't be read, the last ones hold: %s", e)
-        return None, LaunchSlots()
+        return None
     limits = Limits(
         total=rows[JOB_TAG].limit if JOB_TAG in rows else None,
         hosts={
@@ -72,12 +78,20 @@ def read() -> tuple[Limits | None, LaunchSlots]:
     return None if is_temporary else limits, slots
 
 
-def refresh() -> LaunchSlots:
-    """Read the limits and keep them for the claim; the slots for launch tasks."""
-    now, slots = read()
+def refresh() -> LaunchSlots | None:
+    """Read the limits and keep them for the claim; the slots for launch tasks, None if the server can't say."""
+    found = read()
+    if found is None:
+        return None
+    now, slots = found
     if now is not None:
         queue_manager.keep_limits(now)
     return slots
+
+
+def read_rows(client: SyncPrefectClient) -> dict[str, GlobalConcurrencyLimitResponse]:
+    """The limits that hold, by tag."""
+    return {row.name.removeprefix(_PREFIX): row for row in _tag_limits(client) if row.active}
 
 
 def create_missing(wanted: dict[str, int], *, reset: bool = False) -> dict[str, int]:
@@ -106,23 +120,51 @@ def _launch_slots(client: SyncPrefectClient, row: GlobalConcurrencyLimitResponse
     slots = LaunchSlots(limit=row.limit, taken=row.active_slots)
     if not slots.is_full or not slots.taken:
         return slots
-    # A task run that was killed, or whose server was restarted, may hold a slot for good.
+    freed = free_leaked(client, row)
+    if freed:
+        logger.warning("tag %s: freed %d slots of task runs that have ended", LAUNCH_TAG, freed)
+    return LaunchSlots(limit=row.limit, taken=slots.taken - freed)
+
+
+def free_leaked(client: SyncPrefectClient, row: GlobalConcurrencyLimitResponse) -> int:
+    """Free the slots of this tag that no task run holds any more; how many.
+
+    A task run that is killed keeps its slot for a minute; one whose server is restarted may keep it for good.
+    """
+    tag = row.name.removeprefix(_PREFIX)
     try:
-        holders = client.read_concurrency_limit_by_tag(LAUNCH_TAG).active_slots
+        holders = client.read_concurrency_limit_by_tag(tag).active_slots
     except ObjectNotFound:
         # Somebody has just removed it.
-        return LaunchSlots()
-    held = sum(_is_in_flight(client, task_run_id) for task_run_id in holders)
-    if held < slots.taken:
-        logger.warning("tag %s: freed %d slots of task runs that have ended", LAUNCH_TAG, slots.taken - held)
-        client.update_global_concurrency_limit(row.name, GlobalConcurrencyLimitUpdate(active_slots=held))
-    return LaunchSlots(limit=row.limit, taken=held)
+        return 0
+    ended = [task_run_id for task_run_id in holders if not _is_in_flight(client, task_run_id)]
+    for task_run_id in ended:
+        client.decrement_v1_concurrency_slots([tag], task_run_id, 0)
+    lost = max(0, row.active_slots - len(holders))
+    if lost:
+        held = GlobalConcurrencyLimitUpdate(active_slots=len(holders) - len(ended))
+        client.update_global_concurrency_limit(row.name, held)
+    return len(ended) + lost
 
 
-def _is_in_flight(client: SyncPrefectClient, task_run_id: object) -> bool:
+def _is_in_flight(client: SyncPrefectClient, task_run_id: UUID) -> bool:
     try:
-        task_run = client.read_task_run(task_run_id)  # type: ignore[arg-type]
+        task_run = client.read_task_run(task_run_id)
     except ObjectNotFound:
         # Its record may come later than its slot.
         return True
-    return task_run.state is None or not task_run.state.is_final()
+    if task_run.state is not None and task_run.state.is_final():
+        return False
+    since = task_run.start_time or task_run.created
+    if since is not None and datetime.now(UTC) - since > timedelta(seconds=LAUNCH_SECONDS):
+        return False
+    return task_run.flow_run_id is None or not _has_ended(client, task_run.flow_run_id)
+
+
+def _has_ended(client: SyncPrefectClient, flow_run_id: UUID) -> bool:
+    """Whoever runs a flow run says at once when its process was killed; for its tasks nobody does."""
+    try:
+        state = client.read_flow_run(flow_run_id).state
+    except ObjectNotFound:
+        return True
+    return state is not None and state.is_final()

@@ -17,6 +17,7 @@ from container_manager.services import StatusGroup, job_service
 from container_manager.types import ProcessedJob, ProcessReport
 
 from . import limits
+from .naming import jobs_name
 from .process_queue import BACKSTOP_SECONDS, MaxConcurrent, Timeout
 from .reports import completed
 from .termination import graceful_termination
@@ -30,7 +31,7 @@ Group = Annotated[
 ]
 
 
-@flow(name="process-jobs", timeout_seconds=BACKSTOP_SECONDS)
+@flow(name="process-jobs", flow_run_name=jobs_name, timeout_seconds=BACKSTOP_SECONDS)
 def process_jobs(
     job_id: JobId = None, status: Group = None, max_concurrent: MaxConcurrent = 5, timeout: Timeout = 30
 ) -> "State[ProcessReport]":

@@ -3,17 +3,23 @@
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
 import logging
+from contextvars import ContextVar
 from typing import Annotated
 
+import httpx
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from pydantic import Field
 
 from container_manager.queue import queue_manager
 from container_manager.types import BatchResult, LoopStats
 
 from . import limits
+from .api import without_patience
+from .late_runs import delete_missed_runs
+from .naming import pass_name
 from .reports import completed, emit_changes, show_queue, summary_of
 from .termination import graceful_termination
 
@@ -27,13 +33,20 @@ Timeout = Annotated[float, Field(gt=0, description="Seconds that locks and a bus
 WorkSeconds = Annotated[float, Field(ge=0, description="How long to stay and keep the slots full; 0: one round.")]
 
 
+#: Where the task leaves what it did, too: on its way back its slot may be lost, and its result with it.
+_done: ContextVar["list[BatchResult] | None"] = ContextVar("container_manager_batches", default=None)
+
+
 @task(tags=[limits.LAUNCH_TAG], cache_policy=NO_CACHE)
 def launch_next_batch(max_concurrent: int = 5, timeout: float = 30) -> BatchResult:
     """Claim and launch until slots or ready jobs run out, for five seconds at most."""
-    return queue_manager.launch_next_batch(max_concurrent, timeout)
+    batch = queue_manager.launch_next_batch(max_concurrent, timeout)
+    if (done := _done.get()) is not None:
+        done.append(batch)
+    return batch
 
 
-@flow(name="process-queue", timeout_seconds=BACKSTOP_SECONDS)
+@flow(name="process-queue", flow_run_name=pass_name, timeout_seconds=BACKSTOP_SECONDS)
 def process_queue(
     max_concurrent: MaxConcurrent = 5, timeout: Timeout = 30, work_seconds: WorkSeconds = 0
 ) -> "State[LoopStats]":
@@ -41,28 +54,47 @@ def process_queue(
 
     Any number of these may overlap. Cancelling one never touches a container.
     """
-    with graceful_termination():
+    with graceful_termination(), without_patience():
+        delete_missed_runs()
         stats = queue_manager.process_queue_continuous(
             max_concurrent, poll_interval=1, timeout=timeout, work_seconds=work_seconds, launch=_launch_within_limits
         )
-    for anomaly in stats.anomalies:
-        logger.warning(anomaly)
-    if not stats.is_idle:
-        emit_changes(stats)
-        show_queue(queue_manager.get_worker_metrics(), stats.limit)
+        for anomaly in stats.anomalies:
+            logger.warning(anomaly)
+        if not stats.is_idle:
+            emit_changes(stats)
+            show_queue(queue_manager.get_worker_metrics(), stats.limit)
     return completed(summary_of(stats), stats, name="Idle" if stats.is_idle else "Completed")
 
 
 def _launch_within_limits(max_concurrent: int, timeout: float) -> BatchResult:
-    """The launch task, unless it would have to wait for a slot of its tag: that wait has no bound."""
+    """The launch task, unless it would have to wait for a slot of its tag: that wait has no bound.
+
+    With the Prefect server away there is neither slot nor record, and jobs are launched all the same.
+    """
     slots = limits.refresh()
-    if slots.is_full:
+    if slots is not None and slots.is_full:
         return BatchResult(limit=str(slots), throttled=True)
     capacity = queue_manager.capacity(max_concurrent)
     if capacity.is_full:
         # No task run for what is known to come to nothing.
         return BatchResult(limit=capacity.limit)
-    return launch_next_batch(max_concurrent, timeout)
+    if slots is None:
+        return queue_manager.launch_next_batch(max_concurrent, timeout)
+    return _launch_as_task(max_concurrent, timeout)
+
+
+def _launch_as_task(max_concurrent: int, timeout: float) -> BatchResult:
+    done: list[BatchResult] = []
+    token = _done.set(done)
+    try:
+        return launch_next_batch(max_concurrent, timeout)
+    except (httpx.HTTPError, ConcurrencySlotAcquisitionError) as e:
+        logger.warning("tag %s: no slot could be taken or given back: %s", limits.LAUNCH_TAG, e)
+        # Tried again in the next round, as something that the limit or an API that is away has kept from being done.
+        return done[0] if done else BatchResult(limit=f"tag {limits.LAUNCH_TAG}: {e}", throttled=True)
+    finally:
+        _done.reset(token)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+"""Names of flow runs, for people who look for one among many."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect.runtime import flow_run
+
+_GROUPS = {"pending": "jobs that wait", "running": "jobs alive", "failed": "jobs that failed"}
+
+
+def pass_name() -> str:
+    """`pass 2024-05-17 14:03:11`: when it began, in UTC."""
+    return f"pass {_now()}"
+
+
+def jobs_name() -> str:
+    """`job 12, 2024-05-17 14:03:11`, `jobs that failed, …`: by the parameters of `process-jobs`."""
+    parameters: dict[str, Any] = flow_run.parameters or {}
+    if parameters.get("job_id") is not None:
+        return f"job {parameters['job_id']}, {_now()}"
+    return f"{_GROUPS[parameters.get('status') or 'running']}, {_now()}"
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
