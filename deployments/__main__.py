@@ -1,65 +1,79 @@
-"""`python -m deployments`: serve the deployments. `python -m deployments limits`: create the tags' limits."""
+"""`python -m deployments`: serve the deployments. `python -m deployments limits`: the limits of the tags."""
 
 import argparse
 import logging
 import sys
 
-import httpx
+from django.db.utils import Error as DatabaseError
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
 
 from container_manager.conf import get_settings
+from flows.api import FlowRunError, check_api, translated
+from flows.inline import quiet_console
 
-from .definitions import create_limits, definitions
-from .serving import CannotServe, require_api, serve
+from .definitions import Definition, definitions
+from .limits import see_to_limits, table
+from .registering import CannotServe
+from .serving import serve
 
 
 def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # The flow runs' lines are in the Prefect UI; PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL=INFO shows them here, too.
+    quiet_console()
     try:
-        require_api()
-        written = create_limits(reset=getattr(options, "reset", False))
-    except CannotServe as e:
+        _see_to_limits(reset=options.command == "limits" and options.reset)
+        if options.command is None:
+            deployments = definitions(get_settings())
+            serve(deployments, take_over=options.take_over, on_registered=lambda: _announce(deployments))
+    except (CannotServe, FlowRunError) as e:
         return _fail(str(e))
-    except httpx.HTTPError as e:
-        return _fail(f"the Prefect API does not answer: {e}")
-    for tag, limit in written.items():
-        _say(f"limit of tag {tag}: {limit}")
-    if options.command == "limits":
-        _say("" if written else "the limits exist; --reset sets them to their defaults")
-        return 0
-    try:
-        deployments = definitions(get_settings())
-        for deployment in deployments:
-            every = f"every {deployment.interval_seconds} s" if deployment.interval_seconds else "on demand"
-            _say(f"serving {deployment.full_name}, {every}")
-        serve(deployments, take_over=options.take_over)
-    except CannotServe as e:
-        return _fail(str(e))
-    except KeyboardInterrupt:
-        return 0
+    except DatabaseError as e:
+        return _fail(f"the database can't be used: run `python manage.py migrate` ({' '.join(str(e).split())})")
     return 0
+
+
+def _see_to_limits(*, reset: bool) -> None:
+    if not PREFECT_API_URL.value():
+        # Prefect would start a server of its own, which schedules nothing.
+        raise CannotServe(
+            "no Prefect API is configured: run `prefect server start`, and set PREFECT_API_URL to the address it names"
+        )
+    check_api()
+    with translated(), get_client(sync_client=True) as client:
+        for line in see_to_limits(client, reset=reset):
+            _say(line)
+        for line in table(client):
+            _say(line)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m deployments", description="Serve the Prefect deployments.")
     parser.add_argument(
-        "--take-over", action="store_true", help="serve deployments that are on a work pool, which ends that"
+        "--take-over", action="store_true", help="serve deployments that are on a work pool, which takes them off it"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    limits = commands.add_parser("limits", help="create the limits of the tags that do not exist, and end")
-    limits.add_argument("--reset", action="store_true", help="set limits that were changed by hand, too")
+    limits = commands.add_parser("limits", help="create the tags' limits that do not exist, show all, and end")
+    limits.add_argument("--reset", action="store_true", help="set the limits that were changed by hand, too")
     return parser.parse_args(arguments)
 
 
-def _say(text: str) -> None:
-    if text:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+def _announce(deployments: tuple[Definition, ...]) -> None:
+    for deployment in deployments:
+        every = f"every {deployment.interval_seconds} s" if deployment.interval_seconds else "on demand"
+        _say(f"serving {deployment.full_name}, {every}")
 
 
 def _fail(text: str) -> int:
     sys.stderr.write(f"{text}\n")
     return 1
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from container_manager.conf import Settings
-from container_manager.models import DockerHost
-from container_manager.types import JOB_TAG
-from flows.limits import LAUNCH_TAG, create_missing
 from flows.process_jobs import process_jobs
 from flows.process_queue import process_queue
 
@@ -18,8 +15,6 @@ from flows.process_queue import process_queue
 SCHEDULE_SLUG = "poll"
 #: What scheduled passes may have alive at once: the tags' and the hosts' limits are meant to be the ones that bind.
 MAX_CONCURRENT = 100
-#: Launch tasks in flight. One would wait for the other's slot for up to seconds.
-LAUNCH_TASKS = 2
 TAGS = ("container-manager",)
 #: Who takes a deployment's runs: the runner of this name, or the work queue of this name on a pool. Flow runs that
 #: wait for a job have their own, so that they never hold up the passes.
@@ -66,12 +61,3 @@ def definitions(settings: Settings) -> tuple[Definition, ...]:
             description="Does for single jobs, by id or by status, what their status asks for.",
         ),
     )
-
-
-def create_limits(*, reset: bool = False) -> dict[str, int]:
-    """Create the limits of the tags that every installation has, and never change one that was set by hand.
-
-    With `reset` that, too. Returns what was written. `container-job` begins as the slots of all active hosts.
-    """
-    slots = sum(DockerHost.objects.active().values_list("max_concurrent_jobs", flat=True))
-    return create_missing({LAUNCH_TAG: LAUNCH_TASKS, JOB_TAG: max(1, slots)}, reset=reset)

@@ -1,168 +1,198 @@
-"""Serve the deployments: register them, then run what is due of them, a process per flow run."""
+"""Serve the deployments: register them, then run what is due of them, until told to stop."""
 
-import asyncio
 import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import FrameType
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.responses import DeploymentResponse
-from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectNotFound
-from prefect.runner import Runner
-from prefect.schedules import Interval
-from prefect.settings import PREFECT_API_URL
-from prefect.types.entrypoint import EntrypointType
+from prefect.client.schemas.responses import FlowRunResponse
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
-from .definitions import JOBS_RUNNER, QUEUE_RUNNER, SCHEDULE_SLUG, TAGS, Definition
+from flows.api import FlowRunError, translated
+from flows.late_runs import AUTO_SCHEDULED, delete_late_runs
+
+from .definitions import JOBS_RUNNER, QUEUE_RUNNER, Definition
+from .registering import check, register
+from .running import FlowRunner, start_time
 
 logger = logging.getLogger("container_manager.deployments")
 
 #: Flow runs at once, by runner: a pass that stays and the next one, and a third by hand; and flow runs that wait
 #: for their jobs, each a process of some 110 MB.
 PROCESS_LIMITS = {QUEUE_RUNNER: 3, JOBS_RUNNER: 5}
-#: seconds; between two looks for runs that are due, and how long before that they are taken. Ten, which is
-#: the default, would delay every schedule of ten by as much.
-_QUERY_SECONDS, _PREFETCH_SECONDS = 2.0, 1.0
-#: The API deletes no more at once.
-_BULK = 50
+#: seconds; between two looks for what is due.
+LOOK_SECONDS = 2.0
+#: seconds; how long before their time runs are known. They begin on time, whenever the API was asked last.
+_LOOK_AHEAD_SECONDS = 3.0
+#: seconds; between two looks at whether the deployments are still ours.
+_CHECK_SECONDS = 10.0
+#: seconds; between two tries to reach an API that is away.
+_AWAY_SECONDS = 5.0
+#: seconds; of one call to the API.
+_REQUEST_SECONDS = 10
+#: seconds; how soon a signal, a run's time and a run's end are noticed.
+_TICK_SECONDS = 0.2
+#: seconds; for what runs when we are told to stop. A pass ends within twenty.
+_STOP_SECONDS = 45.0
+#: A flow run whose API is away at its end tries for some eight minutes to say how it ended: its work is done by then.
+_CLIENT_RETRIES = 7
+#: The API returns no more runs at once.
+_PAGE = 200
 
 
-class CannotServe(Exception):
-    """The deployments can't be served here; the message says what to do."""
+def serve(definitions: tuple[Definition, ...], *, take_over: bool, on_registered: Callable[[], None]) -> None:
+    """Until SIGTERM or Ctrl+C; what runs then is asked to end, and waited for.
+
+    Raises `CannotServe`, and a `FlowRunError` if the API can't be reached at the start.
+    """
+    # Ours does not try again by itself: it has all flow runs to look after meanwhile.
+    environment = {"PREFECT_CLIENT_MAX_RETRIES": str(_CLIENT_RETRIES)} | _environment()
+    with (
+        _stop_signals() as stop,
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(sync_client=True, httpx_settings={"timeout": _REQUEST_SECONDS}) as client,
+    ):
+        with translated():
+            registered = register(client, definitions, take_over=take_over)
+        on_registered()
+        service = _Service(client, definitions, registered, environment)
+        try:
+            while not stop.is_asked:
+                service.go_on()
+                time.sleep(_TICK_SECONDS)
+        finally:
+            service.stop()
 
 
-def require_api() -> str:
-    """The URL of the Prefect API. Without one Prefect would start a server of its own, which schedules nothing."""
-    url: str | None = PREFECT_API_URL.value()
-    if not url:
-        raise CannotServe(
-            "no Prefect API is configured: run `prefect server start`, and set PREFECT_API_URL to the address it names"
-        )
-    return url
+class _Stop:
+    is_asked = False
 
 
-def serve(definitions: tuple[Definition, ...], *, take_over: bool) -> None:
-    """Until SIGTERM or Ctrl+C. Raises `CannotServe` before it changes anything."""
-    url = require_api()
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """The first SIGTERM or SIGINT within is noted; a second one does what it always did."""
+    stop = _Stop()
+    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.is_asked = True
+        signal.signal(number, usual[signal.Signals(number)])
+
+    for number in usual:
+        signal.signal(number, ask)
     try:
-        with get_client(sync_client=True) as client:
-            present = {definition.full_name: _read(client, definition) for definition in definitions}
-            _refuse_pooled(client, present, take_over=take_over)
-            late = _delete_late_runs(client, definitions, present)
-    except httpx.HTTPError as e:
-        raise CannotServe(f"the Prefect API at {url} does not answer: {e}") from e
-    if late:
-        logger.warning("deleted %d scheduled runs that were missed while nothing was served", late)
-    deployments = [_deployment(definition, present[definition.full_name]) for definition in definitions]
-    asyncio.run(
-        _run(
-            {
-                name: [
-                    deployment
-                    for definition, deployment in zip(definitions, deployments, strict=True)
-                    if definition.runner == name
-                ]
-                for name in PROCESS_LIMITS
-            }
-        )
-    )
+        yield stop
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
-async def _run(deployments: dict[str, list[RunnerDeployment]]) -> None:
-    runners = []
-    for name, served in deployments.items():
-        runner = Runner(
-            name=f"container-manager-{name}",
-            query_seconds=_QUERY_SECONDS,
-            prefetch_seconds=_PREFETCH_SECONDS,
-            limit=PROCESS_LIMITS[name],
-            # A restart must not leave a schedule paused behind.
-            pause_on_shutdown=False,
-        )
-        for deployment in served:
-            await runner.aadd_deployment(deployment)
-        if served:
-            runners.append(runner)
-    await asyncio.gather(*(runner.start() for runner in runners))
+class _Service:
+    def __init__(
+        self,
+        client: SyncPrefectClient,
+        definitions: tuple[Definition, ...],
+        registered: dict[UUID, Definition],
+        environment: dict[str, str],
+    ) -> None:
+        self._client, self._definitions = client, definitions
+        self._registered = registered
+        self._runners = {name: FlowRunner(limit, environment) for name, limit in PROCESS_LIMITS.items()}
+        self._look_at = self._check_at = time.monotonic()
+        self._failures = 0
 
+    def go_on(self) -> None:
+        """A short step. An API that is away is told once, and asked again."""
+        now = time.monotonic()
+        is_time_to_look = now >= self._look_at
+        if self._failures and not is_time_to_look:
+            return
+        self._look_at = now + LOOK_SECONDS if is_time_to_look else self._look_at
+        try:
+            with translated():
+                if self._failures > 1:
+                    # It may be another server, or one that forgot.
+                    self._registered = register(self._client, self._definitions)
+                elif now >= self._check_at:
+                    check(self._client, self._registered)
+                    self._check_at = now + _CHECK_SECONDS
+                if is_time_to_look:
+                    self._look()
+                for runner in self._runners.values():
+                    runner.go_on(self._client)
+        except FlowRunError as e:
+            self._note_failure(e)
+        else:
+            if self._failures > 1:
+                logger.warning("the Prefect API is back")
+            self._failures = 0
 
-def _deployment(definition: Definition, present: DeploymentResponse | None) -> RunnerDeployment:
-    schedule = None
-    if definition.interval_seconds is not None:
-        # Registering would start a schedule again that somebody has paused in the UI.
-        paused = {schedule.slug for schedule in present.schedules if not schedule.active} if present else set()
-        schedule = Interval(
-            timedelta(seconds=definition.interval_seconds),
-            anchor_date=definition.anchor,
-            timezone="UTC",
-            slug=SCHEDULE_SLUG,
-            active=SCHEDULE_SLUG not in paused,
-        )
-    deployment: RunnerDeployment = definition.flow.to_deployment(
-        name=definition.name,
-        description=definition.description,
-        tags=list(TAGS),
-        parameters=definition.parameters,
-        schedules=[schedule] if schedule else [],
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
-    return deployment
+    def stop(self) -> None:
+        """Ask what runs to end, wait for it, and tell how it ended if there is somebody to tell it to."""
+        for runner in self._runners.values():
+            runner.stop()
+        until = time.monotonic() + _STOP_SECONDS
+        while any(runner.is_busy for runner in self._runners.values()) and time.monotonic() < until:
+            time.sleep(_TICK_SECONDS)
+            self._tell()
+        for runner in self._runners.values():
+            runner.kill()
+        self._tell()
 
+    def _tell(self) -> None:
+        try:
+            with translated():
+                for runner in self._runners.values():
+                    runner.go_on(self._client)
+        except FlowRunError as e:
+            self._note_failure(e)
 
-def _read(client: SyncPrefectClient, definition: Definition) -> DeploymentResponse | None:
-    try:
-        return client.read_deployment_by_name(definition.full_name)
-    except ObjectNotFound:
-        return None
+    def _note_failure(self, error: FlowRunError) -> None:
+        self._failures += 1
+        self._look_at = time.monotonic() + _AWAY_SECONDS
+        # One alone is nothing to speak of: a server on SQLite is busy now and then.
+        if self._failures == 2:
+            logger.warning("%s; it is asked again, and what runs goes on", error)
 
+    def _look(self) -> None:
+        for name, runner in self._runners.items():
+            ids = [pk for pk, definition in self._registered.items() if definition.runner == name]
+            if ids:
+                due = self._due(ids)
+                if any(run.work_queue_id for run in due):
+                    # A worker's, or left over from the time when there was one.
+                    check(self._client, self._registered)
+                runner.offer(due)
+                runner.stop_cancelled(self._client)
 
-def _refuse_pooled(
-    client: SyncPrefectClient, present: dict[str, DeploymentResponse | None], *, take_over: bool
-) -> None:
-    """A deployment is served or on a work pool, never both: its runs would be given to the wrong one."""
-    for name, deployment in present.items():
-        if deployment is None or not deployment.work_pool_name:
-            continue
-        if not take_over:
-            raise CannotServe(
-                f"{name} is deployed on the work pool {deployment.work_pool_name!r}: start a worker with "
-                f"`prefect worker start --pool {deployment.work_pool_name}`, or serve it with --take-over"
+    def _due(self, deployment_ids: list[UUID]) -> list[FlowRunResponse]:
+        """What is due, now or soon. Of a schedule's runs only the last that is due: downtime piles nothing up."""
+        while True:
+            until = datetime.now(UTC) + timedelta(seconds=_LOOK_AHEAD_SECONDS)
+            runs = self._client.get_scheduled_flow_runs_for_deployments(
+                deployment_ids, scheduled_before=until, limit=_PAGE
             )
-        client.delete_deployment(deployment.id)
-        present[name] = None
+            deleted = sum([self._delete_late(pk, runs) for pk in deployment_ids])
+            if not deleted:
+                return runs
+            logger.warning("deleted %d scheduled runs that were missed", deleted)
+
+    def _delete_late(self, deployment_id: UUID, runs: list[FlowRunResponse]) -> int:
+        now = datetime.now(UTC)
+        due = [
+            start
+            for run in runs
+            if run.deployment_id == deployment_id and AUTO_SCHEDULED in run.tags and (start := start_time(run)) <= now
+        ]
+        return delete_late_runs(self._client, deployment_id, max(due)) if len(due) > 1 else 0
 
 
-def _delete_late_runs(
-    client: SyncPrefectClient, definitions: tuple[Definition, ...], present: dict[str, DeploymentResponse | None]
-) -> int:
-    """Runs that nobody executed while they were due. Each would start a process, and find nothing to do."""
-    deleted = 0
-    for definition in definitions:
-        deployment = present[definition.full_name]
-        if deployment is not None and definition.interval_seconds is not None:
-            deleted += _delete_before(
-                client, deployment.id, datetime.now(UTC) - timedelta(seconds=definition.interval_seconds)
-            )
-    return deleted
-
-
-def _delete_before(client: SyncPrefectClient, deployment_id: UUID, before: datetime) -> int:
-    late = {
-        "deployment_id": {"any_": [str(deployment_id)]},
-        "state": {"type": {"any_": ["SCHEDULED"]}},
-        "tags": {"all_": ["auto-scheduled"]},
-        "expected_start_time": {"before_": before.isoformat()},
-    }
-    deleted = 0
-    while True:
-        answer = client.request(
-            "POST",
-            "/flow_runs/bulk_delete",  # type: ignore[arg-type] # the client's list of paths lacks it
-            json={"flow_runs": late, "limit": _BULK},
-        )
-        count = len(answer.json()["deleted"])
-        deleted += count
-        if count < _BULK:
-            return deleted
+def _environment() -> dict[str, str]:
+    """Of the flow runs' processes: ours, with the settings that a Prefect profile adds."""
+    return {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}

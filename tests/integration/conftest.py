@@ -1,8 +1,15 @@
-"""The Engine's own word on what ran, and Prefect as the flows' tests need it."""
+"""The Engine's own word on what ran, and Prefect as the flows' and the deployments' tests need it."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 import docker
 import pytest
@@ -11,6 +18,21 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import DockerHost, Installation
+from tests.conftest import ROOT, database_url
+
+
+@dataclass
+class Served:
+    """`python -m deployments`, running."""
+
+    process: "subprocess.Popen[str]"
+    log: Path
+
+
+#: `run("prefect", "deploy", …, NAME=value)`: a module as a person runs it.
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+#: `with serve("--take-over", NAME=value)`: `python -m deployments` for as long as the context lasts.
+Serve = Callable[..., AbstractContextManager[Served]]
 
 
 @pytest.fixture
@@ -45,3 +67,49 @@ def prefect_api(prefect_server: str) -> Iterator[str]:
         with get_client(sync_client=True) as client:
             for limit in client.read_global_concurrency_limits(limit=200):
                 client.delete_global_concurrency_limit_by_name(limit.name)
+
+
+@pytest.fixture
+def environment(prefect_api: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Of a process of the site's own. The deployments that it makes end with the test."""
+    yield os.environ | {
+        "PREFECT_API_URL": prefect_api,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'unused.sqlite3'}",
+        "DJANGO_SETTINGS_MODULE": "container_manager.settings",
+        "CONTAINER_MANAGER": '{"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 2}',
+    }
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments():
+            client.delete_deployment(deployment.id)
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    def run(*arguments: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT, env=environment | changes, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def serve(database: str, environment: dict[str, str], tmp_path: Path) -> Serve:
+    @contextmanager
+    def serving(*arguments: str, **changes: str) -> Iterator[Served]:
+        log = tmp_path / f"served-{len(list(tmp_path.glob('served-*')))}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "deployments", *arguments],
+                cwd=ROOT, env=environment | {"DATABASE_URL": database_url()} | changes,
+                stdout=output, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+        try:
+            yield Served(process, log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+    return serving

@@ -1,0 +1,156 @@
+"""Flow runs as processes: begins them when they are due, so many at once, and tells the API how they ended.
+
+Prefect's own runner ends with its API, after three looks that fail, and takes its flow runs along. This one goes on,
+and so do they: what the API could not be told it is told once it is back.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.responses import FlowRunResponse
+from prefect.exceptions import Abort, ObjectNotFound
+from prefect.states import Cancelled, Crashed, Pending, Scheduled
+from prefect.utilities.engine import propose_state_sync
+
+#: seconds; between TERM and KILL for a cancelled flow run.
+_GRACE_SECONDS = 30
+
+
+@dataclass
+class _Child:
+    flow_run: FlowRunResponse
+    process: "subprocess.Popen[bytes]"
+    kill_at: float | None = None
+
+
+class FlowRunner:
+    """At most `limit` flow runs at once. What raises httpx's errors goes on where it was when it is called again."""
+
+    def __init__(self, limit: int, environment: dict[str, str]) -> None:
+        self._limit = limit
+        self._environment = environment
+        self._due: dict[UUID, FlowRunResponse] = {}
+        #: Taken, but the answer was lost.
+        self._unsure: dict[UUID, FlowRunResponse] = {}
+        self._children: dict[UUID, _Child] = {}
+        self._ended: list[_Child] = []
+        self._is_stopping = False
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._children)
+
+    def offer(self, runs: Iterable[FlowRunResponse]) -> None:
+        """The runs that are due, now or soon, in place of those offered before."""
+        self._due = self._unsure | {run.id: run for run in runs if run.id not in self._children}
+
+    def go_on(self, client: SyncPrefectClient) -> None:
+        """Begin what is due by now, and tell of what has ended. Asks the API only if there is something."""
+        self._notice_ends()
+        while self._ended:
+            _settle(client, self._ended[0], is_stopping=self._is_stopping)
+            self._ended.pop(0)
+        now = datetime.now(UTC)
+        for run in sorted(self._due.values(), key=start_time):
+            if self._is_stopping or len(self._children) >= self._limit or start_time(run) > now:
+                return
+            self._unsure[run.id] = run
+            if _take(client, run):
+                self._children[run.id] = _Child(run, self._start(run))
+            del self._unsure[run.id], self._due[run.id]
+
+    def stop_cancelled(self, client: SyncPrefectClient) -> None:
+        if not self._children:
+            return
+        for run in client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                id=FlowRunFilterId(any_=list(self._children)),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
+            )
+        ):
+            child = self._children[run.id]
+            if child.kill_at is None:
+                child.kill_at = time.monotonic() + _GRACE_SECONDS
+                child.process.terminate()
+
+    def stop(self) -> None:
+        """Begin nothing more, and ask what runs to end."""
+        self._is_stopping = True
+        for child in self._children.values():
+            child.process.terminate()
+
+    def kill(self) -> None:
+        for child in self._children.values():
+            child.process.kill()
+            child.process.wait()
+
+    def _start(self, run: FlowRunResponse) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(  # noqa: S603 (our own program, no shell)
+            [sys.executable, "-m", "prefect.engine", str(run.id)],
+            env=self._environment,
+            # Ctrl-C reaches us alone, who then ask it to end.
+            start_new_session=True,
+        )
+
+    def _notice_ends(self) -> None:
+        for flow_run_id, child in list(self._children.items()):
+            if child.process.poll() is not None:
+                self._ended.append(self._children.pop(flow_run_id))
+            elif child.kill_at is not None and time.monotonic() >= child.kill_at:
+                child.process.kill()
+
+
+def start_time(run: FlowRunResponse) -> datetime:
+    return run.next_scheduled_start_time or datetime.now(UTC)
+
+
+def _take(client: SyncPrefectClient, run: FlowRunResponse) -> bool:
+    """False if another process has it, or somebody has cancelled or deleted it."""
+    ours: State[Any] = Pending(message=f"taken by {socket.gethostname()}, process {os.getpid()}")
+    try:
+        state: State[Any] | None = propose_state_sync(client, ours, flow_run_id=run.id)
+    except Abort:
+        # It is pending already. Not in vain if that is of our doing: the answer was lost.
+        state = client.read_flow_run(run.id).state
+    except ObjectNotFound:
+        return False
+    return state is not None and state.is_pending() and state.message == ours.message
+
+
+def _settle(client: SyncPrefectClient, child: _Child, *, is_stopping: bool) -> None:
+    """Say for a flow run how it ended, if it could not do so itself."""
+    try:
+        state = client.read_flow_run(child.flow_run.id).state
+    except ObjectNotFound:
+        return
+    if state is None or state.is_final() or state.is_scheduled() or state.is_paused():
+        return
+    if state.is_cancelling():
+        new: State[Any] = Cancelled(message="Flow run was cancelled.")
+    elif state.is_pending() and is_stopping:
+        # It had not begun; whoever serves next runs it.
+        new = Scheduled()
+    else:
+        new = Crashed(message=f"The process of the flow run ended with {_describe(child.process.returncode)}.")
+    client.set_flow_run_state(child.flow_run.id, new, force=True)
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
