@@ -80,7 +80,8 @@ CONTAINER_MANAGER = _json("CONTAINER_MANAGER")
 
 INSTALLED_APPS = [
     "container_manager",
-    "django.contrib.admin",
+    # The pages are registered where they are served, in `urls`: no flow run and no command pays for their imports.
+    "django.contrib.admin.apps.SimpleAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

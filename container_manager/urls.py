@@ -3,6 +3,8 @@ from django.contrib.staticfiles.views import serve
 from django.urls import path
 from django.views.generic import RedirectView
 
+admin.autodiscover()
+
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),
