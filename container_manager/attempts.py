@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from django.db import transaction
-
 from .conf import get_settings
 from .engine import Engine
 from .exceptions import ContainerGone, ContainerRunning
+from .locks import bounded_transaction
 from .models import ContainerJob, DockerHost, JobAttempt, Reason, Status
 from .retry import RetryPolicy
 from .steps import Call, Steps
@@ -63,7 +62,7 @@ def end_attempt(job: ContainerJob, to: Status, host: DockerHost, record: Attempt
     outcome: dict[str, Any] = {"last_error": record.error}
     if to != Status.SCHEDULED:
         outcome |= {"reason": record.reason, "exit_code": attempt.exit_code, "oom_killed": attempt.oom_killed}
-    with transaction.atomic():
+    with bounded_transaction():
         if not move(job, to, **outcome | fields):
             return False
         attempt.save(force_insert=True)

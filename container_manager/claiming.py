@@ -8,14 +8,14 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models import Case, F, Value, When
 
 from .capacity import Capacity, measure
 from .conf import get_settings
 from .exceptions import DatabaseBusy
 from .leases import Lease, holder
-from .locks import transaction_within
+from .locks import bounded_transaction, transaction_within
 from .models import ContainerJob, Installation, Status
 from .transitions import from_now, locked, locked_rows, move_locked, move_many
 
@@ -54,7 +54,7 @@ def promote_due(until: float) -> int:
             ContainerJob.objects.due().order_by("scheduled_for", "pk").values_list("pk", flat=True)[:PROMOTE_CHUNK]
         )
         if due:
-            with transaction.atomic():
+            with bounded_transaction():
                 promoted += move_many(locked(due, Status.SCHEDULED, skip=True), Status.SCHEDULED, Status.QUEUED)
         if len(due) < PROMOTE_CHUNK or time.monotonic() >= until:
             return promoted

@@ -54,7 +54,8 @@ class Settings(BaseModel):
     WORK_SECONDS: float = Field(default=8, ge=0, allow_inf_nan=False)
     #: float, 15. How long the command waits for a worker to pick a flow run up.
     PICKUP_SECONDS: Seconds = 15
-    #: float, 90. How long a claim is its launcher's; at least three times DOCKER_TIMEOUT_SECONDS.
+    #: float, 90. How long a claim is its launcher's, and how long a process that stalls keeps a transaction; at least
+    #: three times DOCKER_TIMEOUT_SECONDS.
     LEASE_SECONDS: Seconds = 90
     #: float, 20. Bound of one call to an Engine. An unknown log driver takes it 15 s to refuse.
     DOCKER_TIMEOUT_SECONDS: Seconds = 20

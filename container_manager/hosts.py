@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.db import transaction
 from django.db.models import Case, Q, Value, When
 from django.db.models.functions import Now
 
@@ -201,7 +202,7 @@ def _note_seen(host_ids: list[int]) -> None:
     # Nothing while what it would write is fresh: many passes look at the same hosts, and on SQLite even a
     # statement that changes nothing waits for the one lock.
     if host_ids:
-        DockerHost.objects.filter(pk__in=host_ids).update(last_seen_at=Now(), last_error="")
+        _write(host_ids, last_seen_at=Now(), last_error="")
 
 
 def _note_down(host: DockerHost, error: EngineError) -> str:
@@ -211,5 +212,13 @@ def _note_down(host: DockerHost, error: EngineError) -> str:
     if not isinstance(error, HostMisconfigured):
         # What can't be used from here may well run its jobs: another machine has another Engine at this path.
         fields["last_down_at"] = Now()
-    DockerHost.objects.filter(pk=host.pk).update(**fields)
+    _write([host.pk], **fields)
     return f"host {host.name}: {error}"
+
+
+def _write(host_ids: list[int], **fields: Any) -> None:
+    """Leaves out rows that somebody is editing: no pass waits for a person, and the next one writes again."""
+    with transaction.atomic():
+        rows = DockerHost.objects.select_for_update(no_key=True, skip_locked=True).filter(pk__in=host_ids)
+        free = list(rows.values_list("pk", flat=True))
+        DockerHost.objects.filter(pk__in=free).update(**fields)

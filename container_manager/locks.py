@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from django.db import OperationalError, connection, transaction
 
+from .conf import get_settings
 from .exceptions import ContainerManagerError, DatabaseBusy
 
 #: PostgreSQL's lock_not_available.
@@ -24,8 +25,8 @@ def transaction_within(lock_seconds: float) -> Iterator[None]:
     """A transaction in which no lock is waited for longer: then it raises `DatabaseBusy`."""
     with _raising_busy(lock_seconds):
         if connection.vendor == "postgresql":
-            with transaction.atomic(), connection.cursor() as cursor:
-                cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{lock_seconds * 1000:.0f}ms"])
+            with transaction.atomic():
+                _set_for_transaction(lock_timeout=lock_seconds, **_if_stalled())
                 yield
             return
         # On SQLite the lock is the one that BEGIN takes.
@@ -34,10 +35,34 @@ def transaction_within(lock_seconds: float) -> Iterator[None]:
 
 
 @contextmanager
+def bounded_transaction() -> Iterator[None]:
+    """A transaction that its process loses if it stalls within: what it has locked, another pass waits for.
+
+    On SQLite only the end of the process ends its transaction.
+    """
+    with transaction.atomic():
+        if connection.vendor == "postgresql":
+            _set_for_transaction(**_if_stalled())
+        yield
+
+
+@contextmanager
 def statements_within(lock_seconds: float) -> Iterator[None]:
     """The same for statements of their own, where SQLite's one lock is what they wait for."""
     with _raising_busy(lock_seconds), _sqlite_patience(lock_seconds):
         yield
+
+
+def _if_stalled() -> dict[str, float]:
+    return {"idle_in_transaction_session_timeout": get_settings().LEASE_SECONDS}
+
+
+def _set_for_transaction(**seconds: float) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {', '.join(['set_config(%s, %s, true)'] * len(seconds))}",
+            [part for name, value in seconds.items() for part in (name, f"{value * 1000:.0f}ms")],
+        )
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def test_whose_lease_is_nearly_over_causes_no_further_effect(
     assert row(job).status in (Status.LAUNCHING, Status.STARTING, Status.RECOVERING)
 
     settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"LEASE_SECONDS": 90}
-    wait_until(lambda: let_leases_end() or one_round(manager) and row(job).status == Status.RUNNING)
+    wait_until(lambda: let_leases_end() or (one_round(manager) and row(job).status == Status.RUNNING))
     assert (len(host.starts), row(job).reason, row(job).retry_count) == (1, "", 0)
 
 
