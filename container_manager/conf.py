@@ -63,7 +63,8 @@ class Settings(BaseModel):
     LAUNCH_THREADS: int = Field(default=4, ge=1, le=64)
     #: float, 600. Bound of one pull.
     PULL_SECONDS: Seconds = 600
-    #: int, 1 MiB each. How much of each of stdout and stderr is kept, from its start and its end.
+    #: int, 1 MiB each. How much of each of stdout and stderr is kept, from its start and its end. The Engine itself
+    #: keeps the last 20 to 30 MB of a container's output: what was before that is neither read nor counted.
     LOG_HEAD_BYTES: int = Field(default=1024 * 1024, ge=0)
     LOG_TAIL_BYTES: int = Field(default=1024 * 1024, ge=0)
     #: float, 30. Bound of reading one container's logs.
