@@ -16,7 +16,7 @@ from .conf import get_settings
 from .exceptions import DatabaseBusy
 from .leases import Lease, holder
 from .locks import bounded_transaction, transaction_within
-from .models import ContainerJob, Installation, Status
+from .models import ContainerJob, DockerHost, Installation, Status
 from .transitions import from_now, locked, locked_rows, move_locked, move_many
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,13 @@ def claim(
 def ready_jobs(limit: int | None = None) -> list[ContainerJob]:
     """What claims would take next, in their order, due scheduled jobs included. Reads only."""
     queued = ContainerJob.objects.queued().in_claim_order()
-    due = ContainerJob.objects.due().order_by("-priority", "scheduled_for", "pk")
-    jobs = [*queued[:limit], *due[:limit]]
+    arms = [
+        ContainerJob.objects.due().order_by("-priority", "scheduled_for", "pk"),
+        # Each reads one end of its own index, as the claim's do.
+        queued.filter(pinned_host=None),
+        *(queued.filter(pinned_host=pk) for pk in DockerHost.objects.values_list("pk", flat=True)),
+    ]
+    jobs = [job for arm in arms for job in arm[:limit]]
     jobs.sort(key=lambda job: (-job.priority, job.queued_at or job.scheduled_for, job.pk))
     return jobs[:limit]
 
@@ -106,7 +111,7 @@ def _claim_once(
     dealt = _deal(candidates, capacity, slots)
     if not dealt:
         ready = ContainerJob.objects.queued() if only is None else ContainerJob.objects.queued().filter(pk__in=only)
-        has_more = capacity.closed and ready.exists()
+        has_more = capacity.closed and ready.has_any("queued_at")
         return Claim(limit=f"the ready jobs are pinned: {capacity.closed}" if has_more else "")
     lease_seconds = get_settings().LEASE_SECONDS
     lease = Lease.begin(lease_seconds)

@@ -168,6 +168,10 @@ def protect_unfinished(collector: Any, field: Any, rows: Any, using: str) -> Non
 
 
 class ContainerJobQuerySet(models.QuerySet["ContainerJob"]):
+    def has_any(self, order: str) -> bool:
+        """`exists`, by the index in this order: PostgreSQL would rather walk a table in which it expects many."""
+        return self.order_by(order).values_list("pk").first() is not None
+
     def in_claim_order(self) -> Self:
         return self.order_by("-priority", "queued_at", "pk")
 
@@ -322,6 +326,10 @@ class ContainerJob(models.Model):
                 condition=Q(status=Status.QUEUED, pinned_host__isnull=False),
             ),
             models.Index("scheduled_for", "id", name="cm_job_promote", condition=Q(status=Status.SCHEDULED)),
+            # Whether any is queued, how many, and since when: a claim's own indexes are of no use for these.
+            models.Index("queued_at", name="cm_job_queued", condition=Q(status=Status.QUEUED)),
+            # The pages' order within a status.
+            models.Index("status", "id", name="cm_job_status"),
             models.Index("slot_host", name="cm_job_slots", condition=Q(slot_host__isnull=False)),
             models.Index("claimed_until", name="cm_job_leases", condition=Q(claimed_until__isnull=False)),
             models.Index("reason", name="cm_job_failed", condition=Q(status=Status.FAILED)),

@@ -36,7 +36,7 @@ LaunchStep = Callable[[], BatchResult]
 
 def has_ready() -> bool:
     """Whether a claim would find anything, were there a free slot."""
-    return bool(ContainerJob.objects.queued().exists() or ContainerJob.objects.due().exists())
+    return bool(ContainerJob.objects.queued().has_any("queued_at") or ContainerJob.objects.due().exists())
 
 
 class Rounds:
