@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .engine_errors import storable
-from .types import ContainerSummary, Observation
+from .types import ContainerSummary, Daemon, Observation
 
 INSTANCE_LABEL = "container-manager.instance"
 JOB_LABEL = "container-manager.job"
@@ -38,6 +38,7 @@ def observation(row: dict[str, Any]) -> Observation:
     """From what the Engine says of one container."""
     state = row["State"]
     labels = row["Config"].get("Labels") or {}
+    networks = (row.get("NetworkSettings") or {}).get("Networks") or {}
     return Observation(
         container_id=row["Id"],
         state=state["Status"],
@@ -48,6 +49,17 @@ def observation(row: dict[str, Any]) -> Observation:
         finished_at=_time(state.get("FinishedAt")),
         image_digest=row.get("Image") or "",
         token=labels.get(TOKEN_LABEL, ""),
+        has_endpoint=any(endpoint and endpoint.get("EndpointID") for endpoint in networks.values()),
+    )
+
+
+def daemon(info: dict[str, Any], networks: list[dict[str, Any]]) -> Daemon:
+    """From what the Engine says of itself. Each daemon that finds no container running makes its bridge anew."""
+    bridges = [network for network in networks if network.get("Name") == "bridge"]
+    return Daemon(
+        now=_time(info.get("SystemTime")),
+        started_at=_time(bridges[0].get("Created")) if bridges else None,
+        spares_containers=bool(info.get("LiveRestoreEnabled")),
     )
 
 

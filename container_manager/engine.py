@@ -11,12 +11,12 @@ import docker.errors
 import docker.tls
 from docker.types import LogConfig, Mount
 
-from .containers import INSTANCE_LABEL, observation, summary
+from .containers import INSTANCE_LABEL, daemon, observation, summary
 from .engine_errors import parsing, storable, translated
-from .exceptions import ContainerGone, ContainerRunning, EngineFailed
+from .exceptions import ContainerGone, ContainerRunning, EngineError, EngineFailed, HostUnavailable
 from .images import qualified
 from .logs import BoundedLog
-from .types import ContainerSpec, ContainerSummary, EngineAddress, Hardening, Observation
+from .types import ContainerSpec, ContainerSummary, Daemon, EngineAddress, Hardening, Observation
 
 Stream = Literal["stdout", "stderr"]
 
@@ -33,6 +33,8 @@ class Engine(Protocol):
     """What the queue needs of a container engine. Every method raises `EngineError`s and nothing else."""
 
     def identify(self) -> str: ...
+
+    def daemon(self) -> Daemon: ...
 
     def create(
         self,
@@ -77,6 +79,20 @@ class DockerEngine:
             answer = self._client().info()
         with parsing("identify"):
             return str(answer["ID"])
+
+    def daemon(self) -> Daemon:
+        with translated("daemon"):
+            info = self._client().info()
+        try:
+            with translated("daemon"):
+                networks = self._client().networks(names=["bridge"])
+        except HostUnavailable:
+            raise
+        except EngineError:
+            # A proxy before the socket may forbid it.
+            networks = []
+        with parsing("daemon"):
+            return daemon(info, networks)
 
     def create(
         self,

@@ -30,8 +30,8 @@ from .exceptions import (
 )
 
 Step = Literal[
-    "version", "identify", "create", "connect", "start", "list", "inspect", "logs", "signal", "remove", "pull",
-    "events",
+    "version", "identify", "daemon", "create", "connect", "start", "list", "inspect", "logs", "signal", "remove",
+    "pull", "events",
 ]  # fmt: skip
 
 #: After these a lost answer leaves open what happened. A pull that happens later harms nobody.

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,12 +14,13 @@ from .conf import get_settings
 from .engine import Stream
 from .exceptions import ContainerGone, EngineError, HostMisconfigured, HostUnavailable
 from .hosts import HostConnection
+from .interruptions import Interruption, interruption, is_suspect
 from .logs import BoundedLog
 from .models import ContainerJob, DockerHost, Reason, Status
 from .observing import HostView, ObservedJob, View
 from .steps import Procedure, Steps, drive
 from .transitions import amend
-from .types import EndedJob, Observation
+from .types import Daemon, EndedJob, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +28,7 @@ logger = logging.getLogger(__name__)
 HELD_TOGETHER = 3
 #: What a container shows that was killed, by whomever.
 _KILLED = 137
-#: What a container shows that ended with its Engine: killed, told to stop, or its exit lost.
-_ENDED_FROM_OUTSIDE = (_KILLED, 143, 255)
+_RESTARTED = "; its Engine was restarted before anyone looked, which may be why"
 _HINTS = {126: ": its command is not executable", 127: ": its command was not found"}
 _KNOWN_STATES = ("running", "exited", "dead", "removing")
 
@@ -87,13 +88,15 @@ def _harvest(
         if seen.exit_code == _KILLED and not seen.oom_killed:
             # The Engine may learn that memory was the reason a moment after the exit itself.
             seen = yield partial(engine.inspect, container_id)
+        daemon: Daemon | None = (yield engine.daemon) if is_suspect(job, seen) else None
     except ContainerGone:
         return if_gone()
     except EngineError as e:
         logger.warning("job %s: not harvested yet: %s", job.pk, e, extra={"job": job.pk})
         return None
 
-    status, record = _end(job, connection, seen, stdout, stderr)
+    cut_off = interruption(seen, daemon, connection.host) if daemon else Interruption.NONE
+    status, record = _end(job, connection.host, _Remains(seen, cut_off, stdout, stderr))
     if status is None:
         # Another pass has harvested it, or a person has moved the row.
         return None
@@ -119,19 +122,26 @@ def _read(connection: HostConnection, container_id: str, stream: Stream) -> Step
     return log.text()
 
 
-def _reason(job: ContainerJob, seen: Observation, connection: HostConnection) -> Reason:
+@dataclass(frozen=True)
+class _Remains:
+    """What an ended container left."""
+
+    seen: Observation
+    cut_off: Interruption
+    stdout: str
+    stderr: str
+
+
+def _reason(job: ContainerJob, remains: _Remains) -> Reason:
     if job.stop_requested_at is not None:
         return Reason(job.stop_reason)
-    if seen.exit_code and seen.oom_killed:
+    if remains.seen.exit_code and remains.seen.oom_killed:
         return Reason.OOM
-    down_at = connection.host.last_down_at
-    was_down = down_at is not None and job.launched_at is not None and down_at >= job.launched_at
-    if was_down and seen.exit_code in _ENDED_FROM_OUTSIDE:
-        return Reason.HOST_INTERRUPTED
-    return Reason.EXIT_CODE
+    return Reason.HOST_INTERRUPTED if remains.cut_off is Interruption.CERTAIN else Reason.EXIT_CODE
 
 
-def _sentence(job: ContainerJob, seen: Observation, reason: Reason) -> str:
+def _sentence(job: ContainerJob, remains: _Remains, reason: Reason) -> str:
+    code = remains.seen.exit_code or 0
     match reason:
         case Reason.TIMEOUT:
             return f"stopped after its timeout of {job.timeout_seconds} s"
@@ -141,47 +151,50 @@ def _sentence(job: ContainerJob, seen: Observation, reason: Reason) -> str:
             limit = f" of {job.memory_limit_mib} MiB" if job.memory_limit_mib else ""
             return f"killed: it needed more memory than its limit{limit}"
         case Reason.HOST_INTERRUPTED:
-            return f"its Engine went down while it ran (exit code {seen.exit_code})"
+            return f"its Engine went down while it ran (exit code {code})"
         case _:
-            code = seen.exit_code or 0
-            return f"exited with code {code}{_HINTS.get(code, '')}" if code else ""
+            hint = _RESTARTED if remains.cut_off is Interruption.POSSIBLE else _HINTS.get(code, "")
+            return f"exited with code {code}{hint}" if code else ""
 
 
-def _end(
-    job: ContainerJob, connection: HostConnection, seen: Observation, stdout: str, stderr: str
-) -> tuple[Status | None, AttemptRecord]:
+def _end(job: ContainerJob, host: DockerHost, remains: _Remains) -> tuple[Status | None, AttemptRecord]:
     """Write the record. None: the row belongs to another by now."""
-    reason = _reason(job, seen, connection)
-    record = AttemptRecord(reason, _sentence(job, seen, reason), seen, stdout, stderr)
+    reason = _reason(job, remains)
+    sentence = _sentence(job, remains, reason)
+    record = AttemptRecord(reason, sentence, remains.seen, remains.stdout, remains.stderr)
     # Another pass may have noted, since the row was read, that it stops the job: then that is why it ended.
     if_null = "" if job.stop_requested_at else "stop_requested_at"
-    status = _end_as(job, connection.host, record, if_null=if_null)
+    status = _end_as(job, host, record, remains.cut_off, if_null=if_null)
     if status is None and if_null:
         noted = ContainerJob.objects.filter(pk=job.pk, stop_requested_at__isnull=False)
         stop = noted.values_list("stop_requested_at", "stop_reason").first()
         if stop:
             job.stop_requested_at, job.stop_reason = stop
-            return _end(job, connection, seen, stdout, stderr)
-    return status or cancel_if_asked(job, connection.host, record), record
+            return _end(job, host, remains)
+    return status or cancel_if_asked(job, host, record), record
 
 
-def _end_as(job: ContainerJob, host: DockerHost, record: AttemptRecord, **fields: Any) -> Status | None:
+def _end_as(
+    job: ContainerJob, host: DockerHost, record: AttemptRecord, cut_off: Interruption, **fields: Any
+) -> Status | None:
     exit_code = record.observation.exit_code if record.observation else None
     if record.reason == Reason.CANCELLED:
         to = Status.CANCELLED
     elif exit_code == 0 and record.reason == Reason.EXIT_CODE:
         to = Status.COMPLETED
-    elif _is_retried(job, exit_code, record.reason):
+    elif _is_retried(job, exit_code, record.reason, cut_off):
         return charge(job, host, record, **fields)
     else:
         to = Status.FAILED
     return to if end_attempt(job, to, host, record, **fields) else None
 
 
-def _is_retried(job: ContainerJob, exit_code: int | None, reason: Reason) -> bool:
+def _is_retried(job: ContainerJob, exit_code: int | None, reason: Reason, cut_off: Interruption) -> bool:
     if reason == Reason.HOST_INTERRUPTED:
         # It may have done its work: only a job that says so is run again.
         return job.rerun_on_lost
+    if reason == Reason.EXIT_CODE and cut_off is Interruption.POSSIBLE and job.rerun_on_lost:
+        return True
     return reason in (Reason.EXIT_CODE, Reason.OOM) and exit_code in job.retry_exit_codes
 
 

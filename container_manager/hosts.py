@@ -11,7 +11,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Case, Q, Value, When
+from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Now
 
 from .conf import get_settings
@@ -211,7 +211,8 @@ def _note_down(host: DockerHost, error: EngineError) -> str:
     fields: dict[str, Any] = {"last_error": str(error)}
     if not isinstance(error, HostMisconfigured):
         # What can't be used from here may well run its jobs: another machine has another Engine at this path.
-        fields["last_down_at"] = Now()
+        has_gone_down = Q(last_down_at=None) | Q(last_seen_at__gt=F("last_down_at"))
+        fields["last_down_at"] = Case(When(has_gone_down, then=Now()), default=F("last_down_at"))
     _write([host.pk], **fields)
     return f"host {host.name}: {error}"
 

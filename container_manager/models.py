@@ -123,7 +123,7 @@ class DockerHost(models.Model):
         max_length=255, blank=True, help_text="Set at first contact. Empty it to accept another Engine at this address."
     )
     last_seen_at = models.DateTimeField(null=True, blank=True, editable=False)
-    #: When a pass last failed to reach it: tells a job that died with its Engine from one that was killed.
+    #: When a pass last found that it had gone down: tells a job that ended with its Engine from one that was killed.
     last_down_at = models.DateTimeField(null=True, blank=True, editable=False)
     last_error = models.TextField(blank=True, editable=False)
 

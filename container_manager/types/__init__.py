@@ -1,6 +1,6 @@
 """The values that travel between the layers: frozen, checked, and free of Django and Docker."""
 
-from .observations import ContainerSummary, Observation
+from .observations import ContainerSummary, Daemon, Observation
 from .reports import (
     HOST_TAG_PREFIX,
     JOB_TAG,
@@ -59,6 +59,7 @@ __all__ = [
     "BatchResult",
     "ContainerSpec",
     "ContainerSummary",
+    "Daemon",
     "EndedJob",
     "EngineAddress",
     "FlowRunReport",

@@ -33,6 +33,8 @@ class Observation(Frozen):
     image_digest: str = ""
     #: of the claim that created it.
     token: str = ""
+    #: It holds a network endpoint: while it runs, and after its end if no daemon was there to take it back.
+    has_endpoint: bool = False
 
     @property
     def has_ended(self) -> bool:
@@ -41,3 +43,13 @@ class Observation(Frozen):
     @property
     def has_run(self) -> bool:
         return self.started_at is not None
+
+
+class Daemon(Frozen):
+    """The daemon that answers for an Engine. Times are by the Engine's clock."""
+
+    now: datetime | None
+    #: When it started; None: it can't be told.
+    started_at: datetime | None
+    #: Containers run on while it is away (Docker's live restore). Else none outlives it.
+    spares_containers: bool

@@ -12,7 +12,7 @@ from container_manager.containers import INSTANCE_LABEL, TOKEN_LABEL
 from container_manager.engine import Stream
 from container_manager.exceptions import HostUnavailable
 from container_manager.logs import BoundedLog
-from container_manager.types import ContainerSpec, ContainerSummary, Hardening, Observation
+from container_manager.types import ContainerSpec, ContainerSummary, Daemon, Hardening, Observation
 
 if TYPE_CHECKING:
     from .engine import FakeEngine
@@ -52,6 +52,13 @@ class FakeClient:
     def identify(self) -> str:
         return self._call("identify", "", lambda: self._engine.engine_id)
 
+    def daemon(self) -> Daemon:
+        def look() -> Daemon:
+            now = self._engine.clock.now()
+            return Daemon(now=now, started_at=self._engine.started_at, spares_containers=False)
+
+        return self._call("daemon", "", look)
+
     def create(
         self,
         name: str,
@@ -86,6 +93,7 @@ class FakeClient:
                 finished_at=seen.finished_at,
                 image_digest=f"sha256:{seen.spec.image}",
                 token=seen.labels.get(TOKEN_LABEL, ""),
+                has_endpoint=seen.has_endpoint,
             )
 
         return self._call("inspect", container, look)

@@ -63,5 +63,6 @@ class FakeContainer:
     error: str = ""
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    has_endpoint: bool = False
     stdout: bytes = b""
     stderr: bytes = b""

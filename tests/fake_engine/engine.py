@@ -4,7 +4,7 @@ import threading
 import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from container_manager.containers import INSTANCE_LABEL, summary
@@ -73,6 +73,7 @@ class FakeEngine:
     def __init__(self, engine_id: str = "engine-1") -> None:
         self.clock = Clock()
         self.engine_id = engine_id
+        self.started_at: datetime | None = self.clock.now()
         self.containers: dict[str, FakeContainer] = {}
         self.images = {qualified("busybox")}
         #: Images that a pull brings.
@@ -147,6 +148,18 @@ class FakeEngine:
     def up(self) -> None:
         self._is_down = False
 
+    def restart(self) -> None:
+        """Its daemon is told to stop, which ends its containers, and another starts."""
+        for container in self._running():
+            self.end(container.id, 137 if container.program.is_deaf else 143)
+        self.started_at = self.clock.now()
+
+    def crash(self) -> None:
+        """All of it is killed at once, as by a machine that loses its power, and starts again."""
+        self.started_at = self.clock.now()
+        for container in self._running():
+            container.state, container.exit_code, container.finished_at = "exited", 255, self.clock.now()
+
     def freeze(self) -> None:
         """It takes requests and answers none; what was asked for meanwhile happens at the thaw."""
         self._thawed.clear()
@@ -171,7 +184,7 @@ class FakeEngine:
         with self._lock:
             container = self.containers[container_id or ""]
             container.state, container.exit_code, container.oom_killed = "exited", code, oom_killed
-            container.finished_at = self.clock.now()
+            container.finished_at, container.has_endpoint = self.clock.now(), False
         for watch in list(self.watches):
             if watch.instance_id == container.labels.get(INSTANCE_LABEL):
                 watch.tell(container.id)
@@ -229,6 +242,7 @@ class FakeEngine:
         self.starts.append(container.name)
         program = container.program
         container.state, container.exit_code, container.started_at = "running", 0, self.clock.now()
+        container.has_endpoint = True
         container.stdout += program.stdout
         container.stderr += program.stderr
         if program.code is not None:
@@ -248,6 +262,9 @@ class FakeEngine:
         if container is not None and container.state == "running":
             raise ContainerRunning(f"remove: container {container_id} is running")
         self.containers.pop(container_id, None)
+
+    def _running(self) -> list[FakeContainer]:
+        return [container for container in self.containers.values() if container.state == "running"]
 
     def find(self, container: str) -> FakeContainer:
         """By id or exact name."""

@@ -285,6 +285,28 @@ def test_a_program_may_ignore_term_and_not_kill(contract: Engine, instance: str)
     assert ended(contract, container_id).exit_code == 137
 
 
+def test_a_daemon_tells_since_when_it_runs(contract: Engine, instance: str) -> None:
+    seen = contract.inspect(started(contract, instance))
+
+    daemon = contract.daemon()
+
+    assert daemon.started_at < seen.started_at < daemon.now
+
+
+@pytest.mark.parametrize("networks", [[], ["none"]], ids=["bridge", "none"])
+def test_a_daemon_that_sees_an_end_takes_the_network_endpoint_back(
+    contract: Engine, instance: str, networks: list[str]
+) -> None:
+    container_id = create(contract, instance, networks=networks)
+    assert not contract.inspect(container_id).has_endpoint
+    contract.start(container_id)
+    assert contract.inspect(container_id).has_endpoint
+
+    contract.signal(container_id, "SIGKILL")
+
+    assert not ended(contract, container_id).has_endpoint
+
+
 @pytest.mark.parametrize("has_run", [False, True])
 def test_what_does_not_run_is_not_signalled(contract: Engine, instance: str, has_run: bool) -> None:
     container_id = create(contract, instance, command=["true"])

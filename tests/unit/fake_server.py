@@ -81,6 +81,7 @@ def create(engine: DockerEngine, *networks: str) -> str:
 
 CALLS: dict[str, Callable[[DockerEngine], Any]] = {
     "identify": lambda engine: engine.identify(),
+    "daemon": lambda engine: engine.daemon(),
     "create": create,
     "connect": lambda engine: create(engine, "front", "back"),
     "start": lambda engine: engine.start(ID),

@@ -44,6 +44,18 @@ def test_json_that_lacks_what_was_asked_for_is_no_engine(
     assert raised(step, engine) is HostMisconfigured
 
 
+@pytest.mark.parametrize("networks", [answer(403, "no"), answer(200, []), answer(500, "broken")])
+def test_an_engine_whose_networks_can_not_be_seen_tells_the_rest(
+    server: FakeServer, engine: DockerEngine, networks: bytes
+) -> None:
+    server.answers["/info"] = answer(200, {"SystemTime": "2026-11-24T13:00:00.123456789Z", "LiveRestoreEnabled": True})
+    server.answers["/networks"] = networks
+
+    daemon = engine.daemon()
+
+    assert (daemon.now is not None, daemon.started_at, daemon.spares_containers) == (True, None, True)
+
+
 @pytest.mark.parametrize(("step", "status"), [("start", 304), ("start", 204), ("remove", 404), ("remove", 204)])
 def test_what_is_done_already_is_done(server: FakeServer, engine: DockerEngine, step: str, status: int) -> None:
     server.set(step, answer(status, ""))
