@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import queue_manager
-from deployments.definitions import create_limits
+from deployments.limits import see_to_limits
 from flows.process_queue import process_queue
 
 from . import raw, rows
@@ -48,7 +48,8 @@ def measure() -> Iterator[Figure]:
 def _drain() -> tuple[float, int]:
     rows.empty()
     DockerHost.objects.create(name="a", max_concurrent_jobs=JOBS)
-    create_limits(reset=True)
+    with get_client(sync_client=True) as client:
+        see_to_limits(client, reset=True)
     jobs = [ContainerJob.objects.build(image=raw.IMAGE, command=["sleep", SLEEP]) for _ in range(JOBS)]
     queue_manager.queue_jobs(jobs)
     begin = time.perf_counter()
