@@ -182,7 +182,7 @@ class DockerEngine:
                 log.feed(chunk)
                 if time.monotonic() >= until:
                     log.cut_short(f"not read further: it took more than {seconds:g} s")
-                    chunks.close()
+                    chunks._response.close()  # type: ignore[attr-defined]
                     return
 
     def signal(self, container_id: str, name: Literal["SIGTERM", "SIGKILL"]) -> None:
