@@ -165,7 +165,7 @@ class _Launch:
             case Verdict.RETRY:
                 return self._retry(error)
             case Verdict.FAIL:
-                return self._fail(str(error))
+                return self._fail(f"host {host.name} refused it: {error}; queue a corrected job")
             case Verdict.LEAVE | Verdict.DROP:
                 return self._report(None, str(error))
 

@@ -28,6 +28,8 @@ class _Pull:
     """One pull of one image by one host's Engine, and the jobs (id -> token) that wait for it."""
 
     host_id: int
+    #: For people.
+    what: str
     waiting: dict[int, str] = field(default_factory=dict)
     renew_at: float = field(default_factory=lambda: time.monotonic() + RENEW_SECONDS)
     error: EngineError | None = None
@@ -82,7 +84,7 @@ class Pulls:
         key = (connection.host.pk, job.image)
         pull = self._pulls.get(key)
         if pull is None:
-            pull = self._pulls[key] = _Pull(connection.host.pk)
+            pull = self._pulls[key] = _Pull(connection.host.pk, f"image {job.image} on host {connection.host.name}")
             logger.info("host %s: pulling %s", connection.host.name, job.image)
             # Daemon: a pull can't be interrupted, and must not keep the process from ending.
             threading.Thread(
@@ -98,7 +100,8 @@ class Pulls:
             # The host is at fault; the job is free for another.
             _write(pull.waiting, scheduled_for=Now())
             return
-        _write(pull.waiting, scheduled_for=Now(), pulled_host=pull.host_id, pull_error=str(pull.error or ""))
+        pull_error = f"{pull.error} ({pull.what})" if pull.error else ""
+        _write(pull.waiting, scheduled_for=Now(), pulled_host=pull.host_id, pull_error=pull_error)
 
 
 def _write(waiting: dict[int, str], **fields: Any) -> None:

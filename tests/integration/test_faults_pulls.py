@@ -117,9 +117,8 @@ def test_launch_next_batch_alone_charges_a_pull_that_failed(
     wait_until(has_ended)
 
     assert (row(job).reason, row(job).retry_count, host.count("pull")) == (Reason.LAUNCH, retries, retries + 1)
-    assert [attempt.error for attempt in job.attempts.all()] == ["pull: no registry has nowhere/to-be-found"] * (
-        retries + 1
-    )
+    error = "pull: no registry has nowhere/to-be-found (image nowhere/to-be-found on host local)"
+    assert [attempt.error for attempt in job.attempts.all()] == [error] * (retries + 1)
 
 
 def test_a_pull_that_fails_with_its_host_is_not_charged(host: FakeEngine, manager: QueueManager) -> None:
