@@ -5,17 +5,16 @@ import logging
 import sys
 
 from django.db.utils import Error as DatabaseError
-from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from container_manager.conf import get_settings
-from flows.api import FlowRunError, check_api, translated
+from flows.api import FlowRunError, connected, translated
 from flows.inline import quiet_console
 
 from .definitions import Definition, definitions
 from .limits import see_to_limits, table
 from .registering import CannotServe
-from .serving import serve
+from .serving import REQUEST_SECONDS, serve
 
 
 def main(arguments: list[str]) -> int:
@@ -41,8 +40,7 @@ def _see_to_limits(*, reset: bool) -> None:
         raise CannotServe(
             "no Prefect API is configured: run `prefect server start`, and set PREFECT_API_URL to the address it names"
         )
-    check_api()
-    with translated(), get_client(sync_client=True) as client:
+    with translated(), connected(REQUEST_SECONDS) as client:
         for line in see_to_limits(client, reset=reset):
             _say(line)
         for line in table(client):

@@ -46,6 +46,8 @@ class FlowRunner:
         self._unsure: dict[UUID, FlowRunResponse] = {}
         self._children: dict[UUID, _Child] = {}
         self._ended: list[_Child] = []
+        #: Those whose process ended before they had begun, once.
+        self._put_back: set[UUID] = set()
         self._is_stopping = False
 
     @property
@@ -60,7 +62,7 @@ class FlowRunner:
         """Begin what is due by now, and tell of what has ended. Asks the API only if there is something."""
         self._notice_ends()
         while self._ended:
-            _settle(client, self._ended[0], is_stopping=self._is_stopping)
+            self._settle(client, self._ended[0])
             self._ended.pop(0)
         now = datetime.now(UTC)
         for run in sorted(self._due.values(), key=start_time):
@@ -96,6 +98,25 @@ class FlowRunner:
             child.process.kill()
             child.process.wait()
 
+    def _settle(self, client: SyncPrefectClient, child: _Child) -> None:
+        """Say for a flow run how it ended, if it could not do so itself."""
+        flow_run_id = child.flow_run.id
+        try:
+            state = client.read_flow_run(flow_run_id).state
+        except ObjectNotFound:
+            return
+        if state is None or state.is_final() or state.is_scheduled() or state.is_paused():
+            return
+        if state.is_cancelling():
+            new: State[Any] = Cancelled(message="Flow run was cancelled.")
+        elif state.is_pending() and (self._is_stopping or flow_run_id not in self._put_back):
+            # It had not begun: we were told to end, or the API went away in that moment.
+            self._put_back.add(flow_run_id)
+            new = Scheduled()
+        else:
+            new = Crashed(message=f"The process of the flow run ended with {_describe(child.process.returncode)}.")
+        client.set_flow_run_state(flow_run_id, new, force=True)
+
     def _start(self, run: FlowRunResponse) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(  # noqa: S603 (our own program, no shell)
             [sys.executable, "-m", "prefect.engine", str(run.id)],
@@ -127,24 +148,6 @@ def _take(client: SyncPrefectClient, run: FlowRunResponse) -> bool:
     except ObjectNotFound:
         return False
     return state is not None and state.is_pending() and state.message == ours.message
-
-
-def _settle(client: SyncPrefectClient, child: _Child, *, is_stopping: bool) -> None:
-    """Say for a flow run how it ended, if it could not do so itself."""
-    try:
-        state = client.read_flow_run(child.flow_run.id).state
-    except ObjectNotFound:
-        return
-    if state is None or state.is_final() or state.is_scheduled() or state.is_paused():
-        return
-    if state.is_cancelling():
-        new: State[Any] = Cancelled(message="Flow run was cancelled.")
-    elif state.is_pending() and is_stopping:
-        # It had not begun; whoever serves next runs it.
-        new = Scheduled()
-    else:
-        new = Crashed(message=f"The process of the flow run ended with {_describe(child.process.returncode)}.")
-    client.set_flow_run_state(child.flow_run.id, new, force=True)
 
 
 def _describe(code: int) -> str:

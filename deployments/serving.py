@@ -35,7 +35,7 @@ _CHECK_SECONDS = 10.0
 #: seconds; between two tries to reach an API that is away.
 _AWAY_SECONDS = 5.0
 #: seconds; of one call to the API.
-_REQUEST_SECONDS = 10
+REQUEST_SECONDS = 10
 #: seconds; how soon a signal, a run's time and a run's end are noticed.
 _TICK_SECONDS = 0.2
 #: seconds; for what runs when we are told to stop. A pass ends within twenty.
@@ -56,7 +56,7 @@ def serve(definitions: tuple[Definition, ...], *, take_over: bool, on_registered
     with (
         _stop_signals() as stop,
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-        get_client(sync_client=True, httpx_settings={"timeout": _REQUEST_SECONDS}) as client,
+        get_client(sync_client=True, httpx_settings={"timeout": REQUEST_SECONDS}) as client,
     ):
         with translated():
             registered = register(client, definitions, take_over=take_over)

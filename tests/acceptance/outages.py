@@ -65,8 +65,8 @@ def own_postgres(programs: Path) -> Iterator[Postgres]:
 
 
 class PrefectServer:
-    def __init__(self, home: Path) -> None:
-        self._home, self._port = home, free_port()
+    def __init__(self, home: Path, **env: str) -> None:
+        self._home, self._port, self._env = home, free_port(), env
         self.url = f"http://127.0.0.1:{self._port}/api"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -74,7 +74,7 @@ class PrefectServer:
         with (self._home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)],
-                env=environment(PREFECT_HOME=str(self._home)), cwd=self._home, stdout=log, stderr=log,
+                env=environment(PREFECT_HOME=str(self._home), **self._env), cwd=self._home, stdout=log, stderr=log,
             )  # fmt: skip
         wait_until(self._is_ready, 90)
 

@@ -53,6 +53,10 @@ def events(docker_host: DockerHost, engine: docker.DockerClient) -> Iterator[lis
     listener.join(10)
 
 
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def most_alive(events: list[dict]) -> int:
     """How many containers ran at one time, by the Engine's clock."""
     in_order = sorted(events, key=lambda event: event["timeNano"])

@@ -80,7 +80,8 @@ def test_a_pass_that_did_something_leaves_the_queue_as_an_artifact(database: str
 def test_the_limit_of_a_tag_caps_the_containers_alive_and_raising_it_raises_that(
     database: str, prefect_api: str, events: list[dict], tag: str
 ) -> None:
-    prefect("concurrency-limit", "create", tag, "3", url=prefect_api)
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(f"tag:{tag}", 3)
     queue(10, command=["sleep", "60"])
 
     passes = [process_queue(max_concurrent=100, return_state=True) for _ in range(2)]

@@ -1,0 +1,148 @@
+"""`python -m deployments` on a Prefect server that asks for a password, and that goes away and comes back."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import requests
+
+from container_manager.models import ContainerJob, Status
+from tests.conftest import ROOT, wait_until
+
+from .conftest import Running, Site
+from .outages import PrefectServer
+
+QUEUE = "process-queue/scheduled"
+#: name:password, as the server's setting has it.
+AUTH = "operator:only-for-this-test"
+SETTINGS = json.dumps({"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 2.5})
+
+
+@pytest.fixture(scope="module")
+def guarded_prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    server = PrefectServer(tmp_path_factory.mktemp("guarded-prefect"), PREFECT_SERVER_API_AUTH_STRING=AUTH)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def guarded_site(site: Site, guarded_prefect: PrefectServer) -> Site:
+    site.env |= {
+        "PREFECT_API_URL": guarded_prefect.url,
+        "PREFECT_API_AUTH_STRING": AUTH,
+        "CONTAINER_MANAGER": SETTINGS,
+        "PYTHONPATH": str(ROOT),
+    }
+    return site
+
+
+def deployments(site: Site, *arguments: str, **changes: str) -> Running:
+    return site.start(program=[sys.executable, "-m", "deployments", *arguments], **changes)
+
+
+def ask(server: PrefectServer, path: str, question: dict[str, Any]) -> list[dict[str, Any]]:
+    answer = requests.post(f"{server.url}{path}", json=question, auth=tuple(AUTH.split(":")), timeout=30)
+    answer.raise_for_status()
+    found: list[dict[str, Any]] = answer.json()
+    return found
+
+
+def unwell(server: PrefectServer) -> list[str]:
+    """What is said of flow runs that did not end well."""
+    runs = ask(
+        server, "/flow_runs/filter", {"flow_runs": {"state": {"type": {"not_any_": ["COMPLETED", "SCHEDULED"]}}}}
+    )
+    return [f"{run['name']} {run['state_name']}: {run['state']['message']}" for run in runs]
+
+
+def is_in(job: ContainerJob, *statuses: Status) -> bool:
+    job.refresh_from_db()
+    return job.status in statuses
+
+
+def test_with_the_wrong_password_or_none_it_says_what_to_set(guarded_site: Site) -> None:
+    wrong = deployments(guarded_site, PREFECT_API_AUTH_STRING="operator:wrong")
+    none = deployments(guarded_site, "limits", PREFECT_API_AUTH_STRING="")
+
+    assert (wrong.end(), none.end()) == (1, 1)
+    (line,) = wrong.errors
+    assert none.errors == [line]
+    assert line.endswith("refuses the authentication (HTTP 401): set PREFECT_API_AUTH_STRING or PREFECT_API_KEY")
+
+
+@contextmanager
+def in_front_of(server: PrefectServer, key: str) -> Iterator[str]:
+    """An API that asks for this key, as Prefect Cloud's does; behind it is the real server."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _forward(self) -> None:
+            if self.headers["Authorization"] != f"Bearer {key}":
+                self.send_error(401)
+                return
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            answer = requests.request(
+                self.command, server.url + self.path.removeprefix("/api"), data=body, auth=tuple(AUTH.split(":")),
+                headers={"Content-Type": "application/json"}, timeout=30,
+            )  # fmt: skip
+            self.send_response(answer.status_code)
+            self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _forward  # noqa: N815 (the library's names)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}/api"
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def test_an_api_key_is_as_good(guarded_site: Site, guarded_prefect: PrefectServer) -> None:
+    guarded_site.env |= {"PREFECT_API_AUTH_STRING": "", "PREFECT_API_KEY": "only-for-this-test"}
+    with in_front_of(guarded_prefect, "only-for-this-test") as url:
+        shown = deployments(guarded_site, "limits", PREFECT_API_URL=url)
+        refused = deployments(guarded_site, "limits", PREFECT_API_URL=url, PREFECT_API_KEY="another")
+        codes = (shown.end(90), refused.end(90))
+
+    assert codes == (0, 1)
+    assert shown.lines[-1] == "tag container-launch   limit 2   in use 0 (launch tasks in flight)"
+    assert "refuses the authentication (HTTP 401)" in refused.errors[0]
+
+
+@pytest.mark.timeout(400)
+def test_an_outage_of_a_guarded_server_fails_nothing_and_ends_nothing(
+    guarded_site: Site, guarded_prefect: PrefectServer
+) -> None:
+    # A pass that stays, since there is a container to wait for.
+    site, stays = guarded_site, json.dumps({"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 60})
+    served = deployments(site, CONTAINER_MANAGER=stays)
+    first = site.queue("sleep", "1000")
+    wait_until(lambda: is_in(first, Status.RUNNING), 120)
+    guarded_prefect.stop()
+    served.wait_for("is asked again, and what runs goes on", 120)
+    # Nobody but the pass in progress can launch and harvest it.
+    meanwhile = site.queue("true", networks=["none"])
+    wait_until(lambda: is_in(meanwhile, Status.COMPLETED), 120)
+    guarded_prefect.start()
+    served.wait_for("the Prefect API is back", 120)
+    afterwards = site.queue("true", networks=["none"])
+    wait_until(lambda: is_in(afterwards, Status.COMPLETED), 120)
+    served.send(signal.SIGTERM)
+
+    assert served.end(90) == 0
+    assert unwell(guarded_prefect) == []
+    assert AUTH not in "".join(served.lines + served.errors)
