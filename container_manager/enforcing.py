@@ -5,12 +5,13 @@ from functools import partial
 
 from django.db.models.functions import Now
 
+from .conf import get_settings
 from .exceptions import ContainerGone, ContainerNotRunning, EngineError
 from .hosts import HostConnection
 from .models import ContainerJob, Reason, Status
 from .observing import ObservedJob, View
 from .steps import Steps, drive
-from .transitions import amend
+from .transitions import amend, from_now
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +45,21 @@ def _terminate(job: ContainerJob, connection: HostConnection, reason: Reason) ->
     try:
         yield partial(connection.engine.signal, job.container_id or "", "SIGTERM")
     except (ContainerNotRunning, ContainerGone):
-        # It ended by itself before the signal: its own exit code counts.
-        amend(job, stop_requested_at=None, stop_reason="")
+        # It ended by itself before the signal, and its own exit code counts; unless the signal comes so late
+        # that another pass may have killed it by then.
+        if not _is_grace_over(job):
+            amend(job, stop_requested_at=None, stop_reason="")
         return None
     except EngineError as e:
         _note(job, e)
         return None
     logger.info("job %s: told to stop (%s)", job.pk, reason, extra={"job": job.pk})
     return job.pk
+
+
+def _is_grace_over(job: ContainerJob) -> bool:
+    noted_before = from_now(-get_settings().STOP_GRACE_SECONDS)
+    return bool(ContainerJob.objects.filter(pk=job.pk, stop_requested_at__lt=noted_before).exists())
 
 
 def _kill(job: ContainerJob, connection: HostConnection) -> Steps[int | None]:

@@ -78,6 +78,26 @@ def test_what_ends_by_itself_before_it_is_stopped_keeps_its_own_code(fleet: Flee
     assert (row(job).status, row(job).reason, row(job).exit_code) == (Status.COMPLETED, Reason.EXIT_CODE, 0)
 
 
+def test_what_another_pass_kills_before_the_first_signal_ends_as_stopped(fleet: Fleet, host: FakeEngine) -> None:
+    manager = QueueManager(fleet)
+    job = launched(manager, retry_exit_codes=[137])
+    let_timeouts_end()
+
+    def meanwhile() -> None:
+        # The first pass has noted that it stops the job, and stalls for longer than the grace.
+        ContainerJob.objects.update(stop_requested_at=now() - timedelta(minutes=1))
+        assert one_round(QueueManager(fleet)).jobs_stopped == 1
+        connections.close_all()
+
+    host.before("signal", meanwhile)
+    one_round(manager)
+
+    one_round(manager)
+
+    assert [subject.split()[0] for subject in host.subjects("signal")] == ["SIGTERM", "SIGKILL"]
+    assert (row(job).status, row(job).reason, row(job).exit_code) == (Status.FAILED, Reason.TIMEOUT, 137)
+
+
 def test_a_job_cancelled_before_its_retry_keeps_its_logs_and_says_so(fleet: Fleet, host: FakeEngine) -> None:
     manager = QueueManager(fleet)
     job = launched(manager, retry_exit_codes=[3])
