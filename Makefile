@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock engine postgres stop demo test bench lint check
+.PHONY: help venv lock engine postgres stop demo test bench fuzz lint check
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
@@ -40,6 +40,9 @@ test: venv ## Run the tests; ARGS="…" goes to pytest, STRICT=1 fails where a s
 
 bench: engine ## Measure, beside a reference of the same run; ROWS="claim launch" measures those alone
 	.ci/bench $(ROWS)
+
+fuzz: engine ## Kill and stall workers, and look for jobs that ran twice or were lost; SEEDS="1 2 3" JOBS=60
+	.ci/fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 lint: venv ## Run the formatter's check, the linters, the type checker and Django's checks
 	.ci/lint

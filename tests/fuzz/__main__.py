@@ -1,0 +1,84 @@
+"""`python -m tests.fuzz`: a run per seed and database, a line for each; the exit code tells whether all held.
+
+TEST_POSTGRES_URL names a PostgreSQL server on which a database for the run may be made.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DATABASES = ("sqlite", "postgres")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
+    parser.add_argument("--database", choices=DATABASES, help="on this one alone (default: both)")
+    parser.add_argument("--jobs", type=int, default=60, help="of each run (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--cap", type=int, default=6, help="containers alive at once (default: %(default)s)")
+    parser.add_argument("--kill", type=float, default=0.01, help="probability at each point (default: %(default)s)")
+    parser.add_argument("--stall", type=float, default=0.015, help="probability at each point (default: %(default)s)")
+    parser.add_argument("--deadline", type=float, default=300, help="seconds for one run (default: %(default)s)")
+    options = parser.parse_args()
+    if options.database is None:
+        # A process for each: Django knows one default database.
+        commands = ([sys.executable, "-m", "tests.fuzz", *sys.argv[1:], "--database", name] for name in DATABASES)
+        return max([subprocess.call(command) for command in commands])
+    with tempfile.TemporaryDirectory(prefix="container-manager-fuzz-") as folder, _database(options.database, folder):
+        return _on_one(options, Path(folder))
+
+
+@contextmanager
+def _database(kind: str, folder: str) -> Iterator[None]:
+    """An empty database as `DATABASE_URL`, which the workers inherit; gone with the run."""
+    if kind == "sqlite":
+        os.environ["DATABASE_URL"] = f"sqlite:///{folder}/fuzz.sqlite3"
+        yield
+        return
+    import psycopg
+
+    server, name = os.environ["TEST_POSTGRES_URL"], f"container_manager_fuzz_{os.getpid()}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        os.environ["DATABASE_URL"] = f"{server.rpartition('/')[0]}/{name}"
+        try:
+            yield
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _on_one(options: argparse.Namespace, folder: Path) -> int:
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.fuzz.settings"
+    import django
+
+    django.setup()
+    from django.core.management import call_command
+
+    from . import driver, verdict
+    from .worker import Plan
+
+    call_command("migrate", verbosity=0)
+    print(verdict.line(verdict.HEADINGS), verdict.RULE, sep="\n", flush=True)
+    counts: dict[str, Counter[str]] = {}
+    has_failed = False
+    for seed in options.seeds:
+        plan = Plan(seed=seed, cap=options.cap, kill=options.kill, stall=options.stall, folder=folder / f"seed-{seed}")
+        outcome = driver.run(plan, options.jobs, options.workers, options.deadline)
+        print(verdict.line(outcome.cells), flush=True)
+        for violation in outcome.violations:
+            has_failed = True
+            print(f"seed {seed} on {options.database}: {violation}", flush=True)
+        counts = {what: counts.get(what, Counter()) + outcome.counts[what] for what in outcome.counts}
+    print(verdict.points(counts), flush=True)
+    return int(has_failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""One run: jobs are queued, workers die and stall over them, and what is left is held against what must be."""
+
+import multiprocessing
+import os
+import random
+import time
+from contextlib import suppress
+
+import docker
+from django.db import connection
+
+from container_manager.containers import INSTANCE_LABEL
+from container_manager.exceptions import InvalidTransition
+from container_manager.models import ENDED, ContainerJob, DockerHost, Installation, JobAttempt, Status
+from container_manager.queue import queue_manager
+
+from . import worker, workload
+from .faults import tally
+from .verdict import Verdict, judge
+from .watching import watching
+
+#: seconds; a worker that was told to end has at most a stall and a round before it.
+_END_SECONDS = 30
+_TICK_SECONDS = 0.1
+#: In which state a job is cancelled; one that moved past it while nobody looked, in a later one.
+_CANCELLED_IN = (Status.QUEUED, Status.LAUNCHING, Status.STARTING, Status.RUNNING)
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["tests.fuzz.nursery"])
+
+
+class Workers:
+    """So many at a time, whatever becomes of each."""
+
+    def __init__(self, plan: worker.Plan, count: int) -> None:
+        self._plan = plan
+        self._lives = [0] * count
+        #: What the workers said that ended by themselves, which none may.
+        self.crashes: list[str] = []
+        plan.go.touch()
+        self._alive = [self._begin(number) for number in range(count)]
+
+    def _begin(self, number: int) -> multiprocessing.process.BaseProcess:
+        self._lives[number] += 1
+        arguments = (self._plan, number, self._lives[number])
+        process = _processes.Process(target=worker.run, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    def renew(self) -> None:
+        for number, process in enumerate(self._alive):
+            if process.exitcode is not None:
+                self._note(number, process)
+                self._alive[number] = self._begin(number)
+
+    def end(self) -> None:
+        self._plan.go.unlink()
+        until = time.monotonic() + _END_SECONDS
+        for number, process in enumerate(self._alive):
+            process.join(max(0.0, until - time.monotonic()))
+            if process.exitcode is None:
+                self.crashes.append(f"worker {number} did not end within {_END_SECONDS} s")
+                process.kill()
+            self._note(number, process)
+
+    def _note(self, number: int, process: multiprocessing.process.BaseProcess) -> None:
+        if process.exitcode and process.exitcode > 0:
+            output = self._plan.folder / f"{number}-{self._lives[number]}.output"
+            self.crashes.append(f"worker {number} ended with {process.exitcode}: {output.read_text()[-2000:]}")
+
+
+class Cancellation:
+    """The jobs that are cancelled, each when it is first seen in the state that was drawn for it, or past that."""
+
+    def __init__(self, jobs: list[ContainerJob], draw: random.Random) -> None:
+        chosen = [job.pk for job in jobs if workload.kind_of(job).is_cancelled]
+        self._waiting = {job_id: draw.randrange(len(_CANCELLED_IN)) for job_id in chosen}
+
+    def go_on(self) -> None:
+        for job in ContainerJob.objects.filter(pk__in=self._waiting):
+            rank = _CANCELLED_IN.index(Status(job.status)) if job.status in _CANCELLED_IN else -1
+            if rank >= self._waiting[job.pk] or job.status in ENDED:
+                del self._waiting[job.pk]
+                with suppress(InvalidTransition):
+                    queue_manager.cancel_job(job)
+
+
+def run(plan: worker.Plan, count: int, workers: int, deadline_seconds: float) -> Verdict:
+    """On the default database, which is emptied, and the Engine of this machine."""
+    for model in (JobAttempt, ContainerJob, DockerHost, Installation):
+        model.objects.all().delete()
+    plan.folder.mkdir()
+    draw = random.Random(plan.seed)
+    client = docker.from_env(timeout=60)
+    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    DockerHost.objects.create(name="local", base_url=address, max_concurrent_jobs=2 * plan.cap)
+    instance_id = Installation.load().instance_id
+    began = time.monotonic()
+    with watching(client, instance_id) as (events, samples):
+        jobs = queue_manager.queue_jobs(workload.build(count, draw))
+        cancellation = Cancellation(jobs, draw)
+        crew = Workers(plan, workers)
+        try:
+            while not _is_settled(client, instance_id) and time.monotonic() - began < deadline_seconds:
+                crew.renew()
+                cancellation.go_on()
+                time.sleep(_TICK_SECONDS)
+            seconds = time.monotonic() - began
+        finally:
+            crew.end()
+            leftovers = _remove_leftovers(client, instance_id)
+        # The stream lags what it tells of.
+        until = time.monotonic() + 5
+        while events.ends < sum(events.starts.values()) and time.monotonic() < until:
+            time.sleep(_TICK_SECONDS)
+    counts = tally(plan.folder.glob("*.points"))
+    return judge(plan, connection.vendor, counts, events, samples, leftovers, crew.crashes, seconds)
+
+
+def _is_settled(client: docker.DockerClient, instance_id: str) -> bool:
+    return not ContainerJob.objects.exclude(status__in=ENDED).exists() and not _containers(client, instance_id)
+
+
+def _containers(client: docker.DockerClient, instance_id: str) -> list[str]:
+    """Names with states, by one call: an object for each would be asked for one by one, and be gone by then."""
+    rows = client.api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance_id}"})
+    return [f"{row['Names'][0].removeprefix('/')} ({row['State']})" for row in rows]
+
+
+def _remove_leftovers(client: docker.DockerClient, instance_id: str) -> list[str]:
+    left = _containers(client, instance_id)
+    for name in left:
+        with suppress(docker.errors.NotFound):
+            client.api.remove_container(name.partition(" ")[0], force=True, v=True)
+    return left

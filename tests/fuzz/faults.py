@@ -1,0 +1,140 @@
+"""Where a worker may die or stall: before and after each call to the Engine and each compare-and-set.
+
+Both are met at seams that exist anyway: the Engine that `QueueManager` is handed, and Django's wrapper around
+the execution of statements. The product holds nothing for it.
+"""
+
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from django.db import connection
+
+from container_manager.engine import Engine
+from container_manager.models import ContainerJob
+from container_manager.types import Observation
+
+#: seconds; longer than the lease of `settings`.
+STALL_SECONDS = (2.2, 3.5)
+#: Every run passes these, else a seam is gone and the fuzz is hollow.
+CERTAIN = {
+    f"{when} {what}"
+    for what in ("create", "start", "list", "inspect", "read_log", "remove",
+                 "move to launching", "move to starting", "move to running", "move to completed")
+    for when in ("before", "after")
+}  # fmt: skip
+#: Every run of some length passes these, too: what recovery, retries, deadlines and cancellation do.
+LIKELY = {
+    f"{when} {what}"
+    for what in ("signal", "take over", "note of a stop", "move to recovering", "move to queued", "move to scheduled",
+                 "move to failed", "move to cancelled")
+    for when in ("before", "after")
+}  # fmt: skip
+#: How much likelier a fault is than elsewhere. Rounds list all the time, while recovery is rare; and what goes
+#: wrong with a protocol takes two faults: a launcher's around its start, and another's in the recovery of the same job.
+_WEIGHTS = {
+    "list": 0.5, "start": 6.0, "move to recovering": 12.0, "take over": 2.0, "move to queued": 2.0,
+    "signal": 3.0, "note of a stop": 3.0, "move to cancelled": 4.0,
+}  # fmt: skip
+
+_UPDATE = re.compile(rf'UPDATE "{ContainerJob._meta.db_table}" SET "(\w+)" = ')
+#: The first column of a compare-and-set without a change of status.
+_AMENDMENTS = {"claim_token": "take over", "stop_requested_at": "note of a stop", "missing_at": "note of a gap"}
+
+
+class Faults:
+    """What befalls one worker. Drawn per point, so that it does not depend on what other threads do meanwhile.
+
+    Each passing of a point, and each fault, is a line of `log`.
+    """
+
+    def __init__(self, seed: str, kill: float, stall: float, log: Path) -> None:
+        """`kill`, `stall`: the probabilities of each at a passing, but for the weights above."""
+        self._seed, self._kill, self._stall = seed, kill, stall
+        self._draws: dict[str, random.Random] = {}
+        # Unbuffered: it must be written when the process dies.
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def at(self, point: str, *, may_stall: bool = True) -> None:
+        draw = self._draws.setdefault(point, random.Random(f"{self._seed} {point}"))
+        chance = draw.random() / _WEIGHTS.get(point.partition(" ")[2], 1.0)
+        self._note("pass", point)
+        if chance < self._kill:
+            self._note("kill", point)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if chance < self._kill + self._stall and may_stall:
+            self._note("stall", point)
+            time.sleep(draw.uniform(*STALL_SECONDS))
+
+    def _note(self, what: str, point: str) -> None:
+        os.write(self._log, f"{what} {point}\n".encode())
+
+
+def tally(logs: Iterable[Path]) -> dict[str, Counter[str]]:
+    """How often each point was passed, and each fault happened there: `pass`, `kill`, `stall` -> point -> times."""
+    counts: dict[str, Counter[str]] = {"pass": Counter(), "kill": Counter(), "stall": Counter()}
+    for log in logs:
+        for line in log.read_text().splitlines():
+            what, _, point = line.partition(" ")
+            counts[what][point] += 1
+    return counts
+
+
+class FaultyEngine:
+    """An Engine whose calls have a point before, after the last look at the lease, and one after."""
+
+    _POINTS = ("create", "start", "list", "inspect", "read_log", "signal", "remove")
+
+    def __init__(self, engine: Engine, faults: Faults) -> None:
+        self._engine, self._faults = engine, faults
+        self._unstarted: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._engine, name)
+        return partial(self._between_points, name, call) if name in self._POINTS else call
+
+    def _between_points(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # The look that shows an unstarted container and its removal count as one step: a program that starts and
+        # ends within that gap is the one thing that the protocol does not promise to notice.
+        is_one_step = name == "remove" and args[0] in self._unstarted
+        self._faults.at(f"before {name}", may_stall=not is_one_step)
+        answer = call(*args, **kwargs)
+        if isinstance(answer, Observation):
+            (self._unstarted.discard if answer.has_run else self._unstarted.add)(answer.container_id)
+        self._faults.at(f"after {name}")
+        return answer
+
+
+class FaultyStatements:
+    """For `connection.execute_wrapper`: a point before each compare-and-set of a job, and one after its commit.
+
+    One in a transaction has a third between the two, where nothing of it is visible to others yet.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+
+    def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+        write = _name(sql, params)
+        if write is None:
+            return execute(sql, params, many, context)
+        self._faults.at(f"before {write}")
+        result = execute(sql, params, many, context)
+        if connection.in_atomic_block:
+            self._faults.at(f"within {write}")
+        connection.on_commit(partial(self._faults.at, f"after {write}"))
+        return result
+
+
+def _name(sql: str, params: Any) -> str | None:
+    update = _UPDATE.match(sql)
+    if update is None:
+        return None
+    return f"move to {params[0]}" if update[1] == "status" else _AMENDMENTS.get(update[1])
