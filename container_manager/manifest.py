@@ -2,7 +2,7 @@
 
 import json
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +10,10 @@ import pydantic
 import yaml
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.utils import timezone
 
 from .conf import describe_problems
 from .exceptions import ManifestInvalid
-from .models import ContainerJob, DockerHost
+from .models import ContainerJob, DockerHost, Installation
 from .policy import describe
 from .queue import queue_manager
 from .types import Frozen, JobSpec, Text
@@ -87,10 +86,13 @@ def _content(text: str) -> Any:
 def queue(manifest: Manifest, *, created_by: str = "") -> list[ContainerJob]:
     """Queue all jobs in the file's order, or, with `ManifestInvalid`, none."""
     hosts = {host.name: host for host in DockerHost.objects.all()}
-    return [_queue_entry(number, entry, hosts, created_by) for number, entry in enumerate(manifest.jobs)]
+    now = Installation.now()
+    return [_queue_entry(number, entry, hosts, created_by, now) for number, entry in enumerate(manifest.jobs)]
 
 
-def _queue_entry(number: int, entry: ManifestEntry, hosts: dict[str, DockerHost], created_by: str) -> ContainerJob:
+def _queue_entry(
+    number: int, entry: ManifestEntry, hosts: dict[str, DockerHost], created_by: str, now: datetime
+) -> ContainerJob:
     if entry.host and entry.host not in hosts:
         raise ManifestInvalid(
             f"jobs.{number}.host: {entry.host}: no such host; there are: {', '.join(hosts) or 'none'}"
@@ -101,4 +103,4 @@ def _queue_entry(number: int, entry: ManifestEntry, hosts: dict[str, DockerHost]
     except ValidationError as e:
         raise ManifestInvalid(f"jobs.{number}: {describe(e)}") from e
     wait = entry.schedule_in_seconds
-    return queue_manager.queue_job(job, schedule_for=None if wait is None else timezone.now() + timedelta(seconds=wait))
+    return queue_manager.queue_job(job, schedule_for=None if wait is None else now + timedelta(seconds=wait))

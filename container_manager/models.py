@@ -1,6 +1,7 @@
 """The rows. A row is the record: what Docker and Prefect say is compared with it, never the other way round."""
 
 import secrets
+from datetime import datetime
 from typing import Any, ClassVar, Self
 
 from django.db import models
@@ -87,6 +88,12 @@ class Installation(models.Model):
         rows = cls.objects.select_for_update(no_key=True)
         installation = rows.filter(pk=1).first() or rows.get(pk=cls.load().pk)
         return installation._checked()
+
+    @classmethod
+    def now(cls) -> datetime:
+        """The moment by the database's clock, the only one that all processes share."""
+        moment: datetime = cls.objects.annotate(now=Now()).values_list("now", flat=True).get(pk=cls.load().pk)
+        return moment
 
     def _checked(self) -> "Installation":
         if self.protocol > PROTOCOL:

@@ -91,7 +91,7 @@ class QueueManager:
             if moved != len(pending):
                 raise InvalidTransition(f"{len(pending) - moved} of the jobs are not pending; none was queued")
             # One value for all, and no expression: then the database takes all rows as one statement's arrays.
-            now = Installation.objects.annotate(now=Now()).values_list("now", flat=True).get(pk=Installation.load().pk)
+            now = Installation.now()
             for job in new:
                 job.status, job.queued_at, job.created_at, job.updated_at = Status.QUEUED, now, now, now
             ContainerJob.objects.bulk_create(new, batch_size=_INSERT_CHUNK)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection
 
-from container_manager.models import ContainerJob, JobAttempt, Status
+from container_manager.models import ContainerJob, DockerHost, JobAttempt, Status
 from container_manager.queue import QueueManager
 from container_manager.types import BatchResult
 from tests.conftest import wait_until
@@ -116,3 +116,33 @@ def test_a_database_that_fails_in_a_batch_hides_nothing_that_was_launched(fleet:
 
     assert (batch.launched, batch.limit) == (16, "the database failed: the server went away")
     assert ContainerJob.objects.running().count() == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_concurrent": 0}, "max_concurrent must be at least 1"),
+        ({"max_concurrent": -1}, "max_concurrent must be at least 1"),
+        ({"timeout": 0}, "timeout must be more than 0"),
+        ({"timeout": -1}, "timeout must be more than 0"),
+    ],
+)
+def test_a_batch_without_room_or_time_is_refused_before_anything_is_claimed(
+    fleet: Fleet, manager: QueueManager, arguments: dict[str, Any], message: str
+) -> None:
+    host, job = fleet.add_host(), queued(manager)
+
+    with pytest.raises(ValueError, match=message):
+        manager.launch_next_batch(**arguments)
+
+    assert (row(job).status, host.calls) == (Status.QUEUED, [])
+
+
+def test_any_number_may_be_alive_that_a_host_has_slots_for(fleet: Fleet, manager: QueueManager) -> None:
+    fleet.add_host(max_concurrent_jobs=0)
+    job = queued(manager)
+    assert manager.launch_next_batch(10**6).limit == "limit reached: max_concurrent_jobs of host local, 0 of 0"
+
+    DockerHost.objects.update(max_concurrent_jobs=10**6)
+
+    assert manager.launch_next_batch(10**6).job_ids == (job.pk,)

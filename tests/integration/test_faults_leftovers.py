@@ -138,7 +138,7 @@ def test_a_removal_whose_answer_is_lost_is_repeated(host: FakeEngine, manager: Q
     assert (host.containers, job.attempts.count()) == ({}, 1)
 
 
-@pytest.mark.parametrize("state", ["paused", "restarting", "hibernated"])
+@pytest.mark.parametrize("state", ["created", "paused", "restarting", "hibernated", ""])
 def test_an_odd_state_is_reported_and_never_a_failure(host: FakeEngine, manager: QueueManager, state: str) -> None:
     job = launched(manager)
     host.containers[job.container_id].state = state
@@ -147,6 +147,19 @@ def test_an_odd_state_is_reported_and_never_a_failure(host: FakeEngine, manager:
 
     assert stats.anomalies == (f"job {job.pk}: its container is {state}; left as it is",)
     assert (row(job).status, host.count("remove")) == (Status.RUNNING, 0)
+
+
+@pytest.mark.parametrize(("state", "status"), [("removing", Status.RUNNING), ("dead", Status.FAILED)])
+def test_what_is_on_its_way_out_is_waited_for_and_what_is_dead_has_ended(
+    host: FakeEngine, manager: QueueManager, state: str, status: Status
+) -> None:
+    job = launched(manager)
+    host.end(job.container_id, 3)
+    host.containers[job.container_id].state = state
+
+    stats = one_round(manager)
+
+    assert (row(job).status, stats.anomalies, len(host.containers)) == (status, (), int(state == "removing"))
 
 
 @pytest.mark.parametrize(("code", "oom", "status", "reason"), [

@@ -1,7 +1,9 @@
 """What an Engine, or what stands in its place, answers, and the one class of ours that each caller then sees."""
 
+import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,25 @@ def test_a_host_where_nobody_listens_is_unavailable(tmp_path: Path, step: str, i
         (tmp_path / "s").unlink()
 
     assert raised(step, engine) is HostUnavailable
+
+
+@pytest.fixture
+def is_nobody(server: FakeServer) -> Iterator[None]:
+    """This process may not use the server's socket: not as its owner, and not as root, who may do everything."""
+    Path(server.server_address).chmod(0)
+    usual = os.geteuid()
+    if usual == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(usual)
+
+
+@pytest.mark.parametrize("step", CALLS)
+def test_a_socket_that_may_not_be_used_is_a_host_that_is_misconfigured(
+    engine: DockerEngine, step: str, is_nobody: None
+) -> None:
+    with pytest.raises(HostMisconfigured, match="Permission denied"):
+        CALLS[step](engine)
 
 
 def test_a_host_that_comes_back_is_reached_again(server: FakeServer, engine: DockerEngine) -> None:

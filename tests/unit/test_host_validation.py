@@ -1,5 +1,6 @@
 """Where an Engine may be spoken to: the address of a host is refused before anything is sent to it."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -97,3 +98,13 @@ def test_a_host_that_was_changed_behind_our_back_is_refused_when_it_is_used(data
 
     with pytest.raises(ValidationError, match="http: only unix, tcp"):
         validate_address(host.address)
+
+
+@pytest.mark.parametrize(
+    ("slots", "is_allowed"), [(-1, False), (None, False), ("many", False), (0, True), (10**6, True)]
+)
+def test_a_host_has_a_number_of_slots_and_no_negative_one(slots: Any, is_allowed: bool) -> None:
+    host = DockerHost(name="a", max_concurrent_jobs=slots)
+
+    with nullcontext() if is_allowed else pytest.raises(ValidationError, match="max_concurrent_jobs"):
+        host.clean_fields()
