@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from container_manager.exceptions import HostMisconfigured, HostUnavailable, OutcomeUnknown
 from container_manager.models import ContainerJob, DockerHost, Reason, Status
 from container_manager.queue import QueueManager
-from tests.conftest import wait_until
+from tests.conftest import ROOT, database_url, wait_until
 from tests.fake_engine import (
     FakeEngine,
     Fleet,
@@ -261,3 +263,32 @@ def test_a_host_that_is_away_fails_no_job(fleet: Fleet, manager: QueueManager) -
     stats = one_round(manager)
 
     assert (row(running).status, stats.job_ids) == (Status.COMPLETED, (waiting.pk,))
+
+
+#: Launches a job, forks, and launches another in the child, whose exit code says whether that runs.
+FORKS = """
+import os, django
+django.setup()
+from django.db import connections
+from container_manager.queue import QueueManager
+from tests.fake_engine import Fleet, launched
+fleet = Fleet()
+fleet.add_host()
+manager = QueueManager(fleet)
+launched(manager)
+connections.close_all()
+child = os.fork()
+if child == 0:
+    launched(manager)
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_process_that_forks_takes_no_connection_and_no_thread_to_an_engine_along(database: str) -> None:
+    environment = os.environ | {"DATABASE_URL": database_url(), "DJANGO_SETTINGS_MODULE": "container_manager.settings"}
+
+    subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, env=environment, timeout=30, check=True)
+
+    assert ContainerJob.objects.running().count() == 2

@@ -11,7 +11,7 @@ from django.utils.timezone import now
 
 from container_manager.models import ContainerJob, JobAttempt, Reason, Status
 from container_manager.queue import QueueManager
-from tests.fake_engine import FakeEngine, Fleet, launched, one_round, queued, row, watched_fleet
+from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row, watched_fleet
 
 #: Procedures of one host under way at once, with the default LAUNCH_THREADS.
 WIDTH = 8
@@ -194,3 +194,20 @@ def test_a_stop_is_noticed_between_two_harvests(fleet: Fleet, host: FakeEngine) 
     harvested = JobAttempt.objects.count()
     assert 1 <= harvested <= WIDTH
     assert one_round(manager).jobs_ended == len(jobs) - harvested
+
+
+def test_a_job_that_is_adopted_past_its_deadline_is_stopped_by_the_next_pass(fleet: Fleet, host: FakeEngine) -> None:
+    manager = QueueManager(fleet)
+    job = queued(manager, timeout_seconds=60)
+    host.lose_answer("start", happens=True)
+    manager.launch_next_batch()
+    let_leases_end()
+    # Its launcher has been dead for longer than the job may run.
+    ContainerJob.objects.update(deadline_at=now() - timedelta(seconds=1))
+
+    one_round(manager)
+    assert (row(job).status, host.count("signal")) == (Status.RUNNING, 0)
+    one_round(manager)
+    one_round(manager)
+
+    assert (row(job).status, row(job).reason, row(job).attempt) == (Status.FAILED, Reason.TIMEOUT, 1)
