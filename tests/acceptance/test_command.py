@@ -31,6 +31,10 @@ ONCE = ("--queue-mode", "--once", "--via=inline")
         ({"poll_interval": -1}, "--poll-interval must be at least 1"),
         ({"queue_mode": True, "timeout": 0}, "--timeout must be at least 1"),
         ({"queue_mode": True, "shutdown_timeout": -1}, "--shutdown-timeout must be at least 0"),
+        ({"max_concurrent": 0}, "--max-concurrent must be at least 1"),
+        ({"timeout": 0}, "--timeout must be at least 1"),
+        ({"shutdown_timeout": -1}, "--shutdown-timeout must be at least 0"),
+        ({"job_id": 1, "dry_run": True, "poll_interval": 0}, "--poll-interval must be at least 1"),
     ],
 )
 def test_a_wrong_flag_is_refused_before_anything_happens(options: dict[str, Any], message: str) -> None:
@@ -64,14 +68,21 @@ def test_a_database_that_is_not_migrated_is_one_line_that_says_what_to_run(tmp_p
     [
         ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none", "The database can't be used"),
         ("CONTAINER_MANAGER", '{"POLL_INTERVAL_SECONDS": 0}', "CONTAINER_MANAGER: POLL_INTERVAL_SECONDS"),
+        # These keep Django from finding the command.
+        ("DATABASE_URL", "mysql://somewhere/site", "DATABASE_URL: mysql: use postgres:// or sqlite:///"),
+        ("CONTAINER_MANAGER", "no JSON", "CONTAINER_MANAGER in the environment must be a JSON object"),
+        ("DJANGO_SETTINGS_MODULE", "site.settings", "No module named 'site.settings'"),
     ],
 )
 def test_wrong_settings_are_one_line_that_says_what_to_run(site: Site, name: str, value: str, words: str) -> None:
     done = site.run("--queue-mode", "--once", **{name: value})
+    traced = site.run("--queue-mode", "--once", "--traceback", **{name: value})
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert words in done.stderr
+    assert done.stderr.startswith(f"CommandError: {words}")
     assert "run `manage.py" in done.stderr
+    assert traced.returncode == 1
+    assert "Traceback (most recent call last)" in traced.stderr
 
 
 def test_the_help_names_each_flag_and_keeps_the_line_breaks_of_its_examples(no_prefect: Run, site: Site) -> None:
@@ -200,7 +211,10 @@ def test_a_dry_run_shows_the_queue_in_the_order_of_the_claim_and_writes_nothing(
 def test_a_dry_run_of_a_new_database_writes_nothing(site: Site, no_prefect: Run) -> None:
     done = no_prefect("--queue-mode", "--dry-run")
 
-    assert done.stdout.splitlines()[-1] == "No jobs ready for launch"
+    lines = done.stdout.splitlines()
+    # The defaults that the help names.
+    assert lines[0] == "Starting queue processor (max_concurrent=5, poll_interval=10s, once=False)"
+    assert lines[-1] == "No jobs ready for launch"
     assert not Installation.objects.exists()
 
 
