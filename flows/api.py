@@ -2,6 +2,7 @@
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,11 @@ def probe(ask: Callable[[SyncPrefectClient], Any]) -> None:
 
     def run() -> None:
         try:
-            with translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), connected(PROBE_SECONDS) as client:
+            with (
+                translated(PROBE_SECONDS),
+                temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+                connected(PROBE_SECONDS) as client,
+            ):
                 ask(client)
         except FlowRunError as e:
             answers.append(e)
@@ -76,7 +81,7 @@ def probe(ask: Callable[[SyncPrefectClient], Any]) -> None:
     thread.start()
     thread.join(PROBE_SECONDS)
     if thread.is_alive():
-        raise ApiSilent(_silence())
+        raise ApiSilent(_silence(PROBE_SECONDS))
     answer = answers[0] if answers else FlowRunError("the Prefect API could not be asked: see above")
     if answer is not None:
         raise answer
@@ -94,12 +99,12 @@ def without_patience() -> Iterator[None]:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Foreign errors as ours, by their types and status codes."""
+def translated(seconds: float | None = None) -> Iterator[None]:
+    """Foreign errors as ours, by their types and status codes; `seconds`: how long an answer is waited for."""
     try:
         yield
     except httpx.TimeoutException as e:
-        raise ApiSilent(_silence()) from e
+        raise ApiSilent(_silence(seconds)) from e
     except httpx.HTTPStatusError as e:
         status = e.response.status_code
         if status in (401, 403):
@@ -124,8 +129,15 @@ def translated() -> Iterator[None]:
         ) from e
 
 
-def _silence() -> str:
-    return f"the Prefect API at {PREFECT_API_URL.value()} does not answer within {PROBE_SECONDS} s"
+def level_of(error: Exception) -> int:
+    """Of a line on what could not be asked or said. That the API is away is told by whoever began the flow run."""
+    is_away = isinstance(error, httpx.TransportError) or isinstance(error.__cause__, httpx.TransportError)
+    return logging.INFO if is_away else logging.WARNING
+
+
+def _silence(seconds: float | None) -> str:
+    how_long = "in time" if seconds is None else f"within {seconds:g} s"
+    return f"the Prefect API at {PREFECT_API_URL.value()} does not answer {how_long}"
 
 
 def detail_of(response: httpx.Response) -> str:

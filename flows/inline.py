@@ -24,6 +24,7 @@ from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_HOME,
     get_current_settings,
     temporary_settings,
 )
@@ -40,9 +41,10 @@ logger = logging.getLogger("container_manager.flows")
 
 #: seconds; on a new database the server makes its tables first, which takes eight on two cores.
 START_SECONDS = 90
-#: Of a call to an API that was there a moment ago: some 20 seconds in all. Prefect's own five take over a minute, in
-#: which an API that has gone away holds the queue up; a SQLite server that is busy needs one or two.
-CLIENT_RETRIES = 3
+#: Of a call to an API that was there a moment ago: some seven seconds in all, and a flow run that the API goes away
+#: from makes three such calls until it ends. Prefect's own five retries take over a minute each. A SQLite server that
+#: is busy needs one.
+CLIENT_RETRIES = 2
 #: seconds; for the last logs and events of a run.
 DRAIN_SECONDS = 5
 STOP_SECONDS = 5
@@ -53,7 +55,7 @@ import os, socket, sys, threading
 import uvicorn
 
 def end_with_parent():
-    sys.stdin.buffer.read()
+    os.read(0, 1)
     os._exit(0)
 
 threading.Thread(target=end_with_parent, daemon=True).start()
@@ -70,6 +72,7 @@ class TemporaryServer:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
+        self._home: tempfile.TemporaryDirectory[str] | None = None
         self.url = ""
 
     def ensure(self) -> str:
@@ -86,7 +89,7 @@ class TemporaryServer:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             self._process = subprocess.Popen(  # noqa: S603 (our own program, no shell)
                 [sys.executable, "-c", _SERVER, str(listener.fileno())],
-                env=_environment(url),
+                env=_environment(url) | self._own_home(),
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
                 stdout=self._log,
@@ -115,6 +118,16 @@ class TemporaryServer:
                 process.stdin.close()
         if log is not None:
             log.close()
+        if self._home is not None:
+            self._home.cleanup()
+            self._home = None
+
+    def _own_home(self) -> dict[str, str]:
+        """Its database is kept in the Prefect home, since to make one takes seconds; if that can be written to."""
+        if os.access(PREFECT_HOME.value(), os.W_OK):
+            return {}
+        self._home = tempfile.TemporaryDirectory(prefix="container-manager-prefect-")
+        return {"PREFECT_HOME": self._home.name}
 
     def _wait_until_ready(self, process: "subprocess.Popen[bytes]", url: str) -> None:
         until = time.monotonic() + START_SECONDS
@@ -154,16 +167,17 @@ server = TemporaryServer()
 
 
 def run(flow: "Flow[..., Any]", parameters: dict[str, Any], report_type: type[ReportT]) -> FlowRunReport[ReportT]:
-    """Run the flow in this thread, which must not be the main one: there Prefect would take the signal handlers."""
-    with recorded():
-        if shutdown.is_stopping():
-            raise ShuttingDown
-        try:
-            state: Any = flow(**parameters, return_state=True)
-        except (httpx.HTTPError, PrefectException) as e:
-            # The run may have done its work; what is lost is its record.
-            raise FlowRunFailed(f"the flow run could not be recorded: {e or type(e).__name__}") from e
-        return report_of(state, "inline", report_type)
+    """Run the flow, within `recorded`, in this thread, which must not be the main one: there Prefect would take the
+    signal handlers.
+    """
+    if shutdown.is_stopping():
+        raise ShuttingDown
+    try:
+        state: Any = flow(**parameters, return_state=True)
+    except (httpx.HTTPError, PrefectException) as e:
+        # The run may have done its work; what is lost is its record.
+        raise FlowRunFailed(f"the flow run could not be recorded: {e or type(e).__name__}") from e
+    return report_of(state, "inline", report_type)
 
 
 #: The URL of the API that Prefect's services in this process were made for.
@@ -212,22 +226,38 @@ def recorded() -> Iterator[Record]:
         yield Record(where)
 
 
-def quiet_console(level: int = logging.WARNING) -> None:
-    """Keep Prefect's lines below `level` off the console; the server gets them all the same.
+#: What these warn of, the caller tells: that a flow run failed, and why; that the API is away.
+_TOLD = ("prefect.flow_runs", "prefect.task_runs")
+#: They also warn that they still send what they have while the process ends: that is as it should be.
+_SENDERS = ("prefect.events.clients", EventsWorker.__name__, APILogWorker.__name__)
 
-    It also shows what the project's own handlers show already: that is left to them.
+
+def quiet_console(*, is_verbose: bool = False, with_failures: bool = False) -> None:
+    """Keep Prefect's lines off the console, for the life of this process; the server gets them all the same.
+
+    Warnings stay, but for those that the caller gives in words of its own; all stay if it `is_verbose`. `with_failures`
+    those of failed runs stay, with their tracebacks. What the project's own handlers show is left to them.
     """
+    level = logging.INFO if is_verbose else logging.WARNING
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", logging.getLevelName(level))
     setup_logging()
-    if level > logging.INFO:
-        # Events that an API did not take before it went away, whole; that it went is told by us.
-        logging.getLogger("prefect._internal.concurrency").setLevel(logging.CRITICAL)
-    for worker in (EventsWorker, APILogWorker):
-        # Its warning is that it still sends what it has while the process ends: that is as it should be.
-        logging.getLogger(worker.__name__).setLevel(logging.ERROR)
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, PrefectConsoleHandler) and _is_not_ours not in handler.filters:
+        if isinstance(handler, PrefectConsoleHandler):
             handler.addFilter(_is_not_ours)
+            if not is_verbose and not with_failures:
+                handler.addFilter(_is_not_told)
+    for sender in _SENDERS:
+        logging.getLogger(sender).setLevel(logging.ERROR)
+    if not is_verbose:
+        # What a server did not take before it went away comes out whole, and what was not sent is told of on stderr,
+        # whatever the levels, by the switch that the standard library has for it.
+        for handler in logging.getLogger("prefect._internal").handlers:
+            handler.setLevel(logging.CRITICAL)
+        logging.raiseExceptions = False
+
+
+def _is_not_told(record: logging.LogRecord) -> bool:
+    return not record.name.startswith(_TOLD)
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:

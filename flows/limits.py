@@ -17,6 +17,8 @@ from prefect.exceptions import ObjectNotFound
 from container_manager.queue import queue_manager
 from container_manager.types import HOST_TAG_PREFIX, JOB_TAG, Frozen, Limits
 
+from .api import level_of
+
 #: Prefect's own limit on launch tasks in flight.
 LAUNCH_TAG = "container-launch"
 
@@ -65,7 +67,7 @@ def read() -> tuple[Limits | None, LaunchSlots] | None:
             slots = _launch_slots(client, rows.get(LAUNCH_TAG))
             is_temporary = _is_temporary.get() or client.server_type is ServerType.EPHEMERAL
     except httpx.HTTPError as e:
-        logger.warning("the limits of Prefect's tags can't be read, the last ones hold: %s", e)
+        logger.log(level_of(e), "the limits of Prefect's tags can't be read, the last ones hold: %s", e)
         return None
     limits = Limits(
         total=rows[JOB_TAG].limit if JOB_TAG in rows else None,

@@ -13,11 +13,12 @@ from prefect.client.schemas.objects import State
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from pydantic import Field
 
+from container_manager import shutdown
 from container_manager.queue import queue_manager
 from container_manager.types import BatchResult, LoopStats
 
 from . import limits
-from .api import without_patience
+from .api import level_of, without_patience
 from .late_runs import delete_missed_runs
 from .naming import pass_name
 from .reports import completed, emit_changes, show_queue, summary_of
@@ -63,7 +64,9 @@ def process_queue(
             logger.warning(anomaly)
         if not stats.is_idle:
             emit_changes(stats)
-            show_queue(queue_manager.get_worker_metrics(), stats.limit)
+            if not shutdown.is_stopping():
+                # It takes seconds if the server has gone, and a stop is waited for.
+                show_queue(queue_manager.get_worker_metrics(), stats.limit)
     return completed(summary_of(stats), stats, name="Idle" if stats.is_idle else "Completed")
 
 
@@ -90,7 +93,7 @@ def _launch_as_task(max_concurrent: int, timeout: float) -> BatchResult:
     try:
         return launch_next_batch(max_concurrent, timeout)
     except (httpx.HTTPError, ConcurrencySlotAcquisitionError) as e:
-        logger.warning("tag %s: no slot could be taken or given back: %s", limits.LAUNCH_TAG, e)
+        logger.log(level_of(e), "tag %s: no slot could be taken or given back: %s", limits.LAUNCH_TAG, e)
         # Tried again in the next round, as something that the limit or an API that is away has kept from being done.
         return done[0] if done else BatchResult(limit=f"tag {limits.LAUNCH_TAG}: {e}", throttled=True)
     finally:

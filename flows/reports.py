@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from container_manager.types import LoopStats, QueueMetrics
 
+from .api import level_of
+
 logger = logging.getLogger("container_manager.flows")
 
 #: Prefect allows lower case, digits and dashes.
@@ -61,7 +63,7 @@ def show_queue(metrics: QueueMetrics, limit: str) -> None:
     try:
         create_table_artifact(rows, key=ARTIFACT_KEY, description=limit or "The queue of container jobs")
     except httpx.HTTPError as e:
-        logger.warning("the artifact of the queue was not written: %s", e)
+        logger.log(level_of(e), "the artifact of the queue was not written: %s", e)
 
 
 def emit_changes(stats: LoopStats) -> None:

@@ -81,7 +81,11 @@ def run_deployment(
     One that nobody picks up, within the time or before we are asked to stop, is cancelled: `NotPickedUp`,
     `ShuttingDown`. One that was picked up is waited for in any case. `on_created` is told its name and id.
     """
-    with translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}), connected(REQUEST_SECONDS) as client:
+    with (
+        translated(REQUEST_SECONDS),
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}),
+        connected(REQUEST_SECONDS) as client,
+    ):
         deployment, _ = _read_deployment(client, name)
         flow_run = _create(client, deployment, name, parameters)
         on_created(f"{flow_run.name} ({flow_run.id})")

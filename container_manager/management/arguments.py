@@ -43,6 +43,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def add_arguments(parser: CommandParser) -> None:
+    """Flags of queue mode have no default here: legacy mode tells that it ignores them when they are given."""
     parser.add_argument(
         "--queue-mode",
         action="store_true",
@@ -51,14 +52,12 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--max-concurrent",
         type=int,
-        default=DEFAULTS.max_concurrent,
         metavar="N",
         help="Maximum concurrent jobs when in queue mode (default: 5)",
     )
     parser.add_argument(
         "--poll-interval",
         type=int,
-        default=DEFAULTS.poll_interval,
         metavar="S",
         help="Polling interval in seconds for queue mode (default: 10)",
     )

@@ -75,6 +75,7 @@ class Options:
     timeout: int = 30
     shutdown_timeout: int = 30
     verbose: bool = False
+    with_tracebacks: bool = False
 
     def for_legacy_mode(self) -> "Options":
         """The caps are those of queue mode; the flags that set them are not legacy mode's."""
@@ -91,6 +92,11 @@ class Processor:
         self.error_count = 0
         self.last_errors: deque[str] = deque(maxlen=KEPT_ERRORS)
         self._stop_until: float | None = None
+
+    @property
+    def is_ending(self) -> bool:
+        """Nothing new is to be begun: a signal said so, or nobody is there any more to be told."""
+        return self.watch.is_stopping or self.console.is_unread
 
     def wait_for(self, call: Callable[[], _T]) -> _T:
         """What `call` returns, from a thread that learns of a stop through its context."""
@@ -157,19 +163,19 @@ class QueueProcessor(Processor):
             raise CommandError(failed_line(stats.failed_ids), returncode=JOB_ERRORED)
 
     def continuously(self) -> None:
-        """Until a signal. A flow run that fails is told of once, and tried again after a while."""
+        """Until a signal, or nobody reads it any more. A flow run that fails is told once, and tried again later."""
         # A run that stays for a while refills its slots as they get free, not at the next poll.
         work_seconds = min(get_settings().WORK_SECONDS, 0.8 * self.options.poll_interval)
         failures, failed_with = 0, ""
         self.look_at_signals()
-        while not self.watch.is_stopping:
+        while not self.is_ending:
             began = time.monotonic()
             try:
                 self._run_once(work_seconds)
             except ShuttingDown:
                 break
-            except NotConfigured as e:
-                raise CommandError(f"Queue processing failed: {one_line(e)}") from e
+            except NotConfigured:
+                raise
             except FAILURES as e:
                 failures += 1
                 if failed_with != type(e).__name__:
@@ -218,7 +224,7 @@ class QueueProcessor(Processor):
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while not self.watch.is_stopping and (left := until - time.monotonic()) > 0:
+        while not self.is_ending and (left := until - time.monotonic()) > 0:
             time.sleep(min(TICK_SECONDS, left))
             self.look_at_signals()
         self.look_at_signals()

@@ -9,6 +9,7 @@ from django.core.management.base import OutputWrapper
 from django.utils import timezone
 
 from container_manager.capacity import Capacity
+from container_manager.exceptions import ContainerManagerError
 from container_manager.models import ContainerJob, ContainerJobQuerySet
 from container_manager.queue import queue_manager
 from container_manager.types import FlowRunReport, JobError, LoopStats, ProcessedJob, ProcessReport
@@ -17,26 +18,43 @@ from container_manager.types import FlowRunReport, JobError, LoopStats, Processe
 _LOOK_AHEAD = 500
 
 
+class OutputLost(ContainerManagerError):
+    """What was said could not be written."""
+
+
 class Console:
-    """Prose goes to stdout, or to stderr where stdout is for JSON. Every line is out at once."""
+    """Prose goes to stdout, or to stderr where stdout is for JSON. Every line is out at once.
+
+    A line that can't be written ends nothing that is at work; `check` tells of it afterwards.
+    """
 
     def __init__(self, stdout: OutputWrapper, stderr: OutputWrapper, *, as_json: bool) -> None:
         self._stdout, self._stderr, self._as_json = stdout, stderr, as_json
+        self._problem: OSError | None = None
+        #: Whoever read stdout has gone.
+        self.is_unread = False
+
+    def check(self) -> None:
+        if self._problem is not None:
+            raise OutputLost(f"the output can't be written: {self._problem}") from self._problem
 
     def say(self, line: str) -> None:
-        _write(self._stderr if self._as_json else self._stdout, line)
+        self._write(self._stderr if self._as_json else self._stdout, line)
 
     def complain(self, line: str) -> None:
-        _write(self._stderr, line)
+        self._write(self._stderr, line)
 
     def emit(self, value: dict[str, Any]) -> None:
         if self._as_json:
-            _write(self._stdout, json.dumps(value, default=str))
+            self._write(self._stdout, json.dumps(value, default=str))
 
-
-def _write(stream: OutputWrapper, line: str) -> None:
-    stream.write(line, style_func=str)
-    stream.flush()
+    def _write(self, stream: OutputWrapper, line: str) -> None:
+        try:
+            stream.write(line, style_func=str)
+            stream.flush()
+        except OSError as e:
+            self._problem = self._problem or e
+            self.is_unread |= stream is self._stdout and isinstance(e, BrokenPipeError)
 
 
 def counted(count: int, noun: str) -> str:

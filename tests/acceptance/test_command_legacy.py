@@ -4,9 +4,11 @@ import json
 import subprocess
 from collections.abc import Callable
 from datetime import timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import connection
 from django.utils import timezone
 
@@ -58,7 +60,9 @@ def test_an_unknown_job_id_is_named_on_stderr(no_prefect: Run) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "No jobs found to process\n", "No job with id 123\n")
 
 
-@pytest.mark.parametrize("flag", ["--once", "--poll-interval=5", "--max-concurrent=2"])
+@pytest.mark.parametrize(
+    "flag", ["--once", "--poll-interval=5", "--poll-interval=10", "--max-concurrent=2", "--max-concurrent=5"]
+)
 def test_a_flag_of_queue_mode_is_ignored_with_one_line_on_stderr(no_prefect: Run, flag: str) -> None:
     done = no_prefect(flag)
 
@@ -66,8 +70,26 @@ def test_a_flag_of_queue_mode_is_ignored_with_one_line_on_stderr(no_prefect: Run
     assert done.stderr == f"{flag.split('=')[0]} has no effect without --queue-mode\n"
 
 
+def test_a_default_that_is_given_by_name_is_ignored_as_well(site: Site) -> None:
+    complaints = StringIO()
+    call_command("process_container_jobs", poll_interval=10, max_concurrent=5, stdout=StringIO(), stderr=complaints)
+
+    assert complaints.getvalue().splitlines() == [
+        "--poll-interval has no effect without --queue-mode",
+        "--max-concurrent has no effect without --queue-mode",
+    ]
+
+
+def test_nothing_found_is_an_object_in_json_too(no_prefect: Run) -> None:
+    done = no_prefect("--job-id=123", "--json")
+
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"mode": "legacy", "processed": 0, "errors": []})
+    assert done.stderr == "No jobs found to process\nNo job with id 123\n"
+
+
 def test_a_dry_run_names_the_jobs_and_does_nothing(site: Site, no_prefect: Run) -> None:
     first, second = pending(name="first"), site.queue("true")
+    before = list(ContainerJob.objects.order_by("pk").values())
     done = no_prefect("--status=pending", "--dry-run")
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -76,7 +98,17 @@ def test_a_dry_run_names_the_jobs_and_does_nothing(site: Site, no_prefect: Run) 
         f"Would process: Job {first.pk} (pending) - first",
         f"Would process: Job {second.pk} (queued) - job-{second.pk}",
     ]
-    assert set(ContainerJob.objects.values_list("status", flat=True)) == {Status.PENDING, Status.QUEUED}
+    assert list(ContainerJob.objects.order_by("pk").values()) == before
+
+
+def test_a_dry_run_in_json_has_what_is_next(site: Site, no_prefect: Run) -> None:
+    job = pending(name="first")
+    done = no_prefect("--status=pending", "--dry-run", "--json")
+
+    assert json.loads(done.stdout) == {
+        "mode": "dry-run", "next": [{"job_id": job.pk, "status": "pending", "name": "first"}],
+    }  # fmt: skip
+    assert done.stderr.splitlines()[-1] == f"Would process: Job {job.pk} (pending) - first"
 
 
 def test_which_jobs_are_meant(site: Site) -> None:

@@ -57,7 +57,7 @@ def _measure(iterations: int) -> list[tuple[int, float]]:
     from django.core.management.base import OutputWrapper
 
     from container_manager.hosts import Hosts
-    from container_manager.management.commands.process_container_jobs import PrefectFlowRuns
+    from container_manager.management.flow_runs import PrefectFlowRuns
     from container_manager.management.processing import Options, QueueProcessor
     from container_manager.management.queue_report import Console
     from container_manager.management.signals import SignalWatch
