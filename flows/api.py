@@ -26,15 +26,19 @@ class FlowRunError(ContainerManagerError):
     """The flow run could not be run."""
 
 
-class ApiNotConfigured(FlowRunError):
+class ApiUnusable(FlowRunError):
+    """No flow run can be recorded at the configured API."""
+
+
+class ApiNotConfigured(ApiUnusable):
     """no Prefect API is configured: set PREFECT_API_URL, or run `prefect config set PREFECT_API_URL=…`"""
 
 
-class ApiRefused(FlowRunError):
+class ApiRefused(ApiUnusable):
     """The Prefect API can't be reached."""
 
 
-class ApiSilent(FlowRunError):
+class ApiSilent(ApiUnusable):
     """The Prefect API does not answer."""
 
 
@@ -42,7 +46,7 @@ class ApiFailed(FlowRunError):
     """The Prefect API answers with an error."""
 
 
-class AccessDenied(FlowRunError):
+class AccessDenied(ApiUnusable):
     """The Prefect API refuses the authentication."""
 
 

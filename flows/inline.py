@@ -201,14 +201,19 @@ class Record(NamedTuple):
 
 
 @contextmanager
-def recorded() -> Iterator[Record]:
+def recorded(problem: str = "") -> Iterator[Record]:
     """Within, flow runs are recorded, and tags' limits read, at the configured API if it answers, else on our server.
 
-    The heartbeat's thread would hold up the end of each run by a second.
+    A `problem` with the API that is known already spares asking it. The heartbeat's thread would hold up the end of
+    each run by a second.
     """
-    try:
-        where = check_api()
-    except FlowRunError as e:
+    where = ""
+    if not problem:
+        try:
+            where = check_api()
+        except FlowRunError as e:
+            problem = str(e)
+    if problem:
         url = server.ensure()
         _renew_services(url)
         with (
@@ -218,7 +223,7 @@ def recorded() -> Iterator[Record]:
             ),
             limits.on_temporary_server(),
         ):
-            yield Record("a temporary server that ends with this command", str(e))
+            yield Record("a temporary server that ends with this command", problem)
         return
     _renew_services(str(PREFECT_API_URL.value()))
     retries = min(CLIENT_RETRIES, PREFECT_CLIENT_MAX_RETRIES.value())

@@ -4,7 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from container_manager import shutdown
 from container_manager.conf import get_settings
@@ -19,6 +19,15 @@ Which = Literal["queue", "jobs"]
 
 #: seconds; for how long `auto` runs inline after a deployment's worker did not pick a flow run up.
 AVOID_SECONDS = 300
+
+
+class Choice(NamedTuple):
+    """Why a flow runs inline, if it does; else where the runs of its deployment can be watched."""
+
+    why_inline: str
+    where: str = ""
+    #: With the API, where that is the reason.
+    problem: str = ""
 
 
 class PrefectFlowRuns:
@@ -52,7 +61,7 @@ class PrefectFlowRuns:
         name = getattr(get_settings().DEPLOYMENTS, which)
         why_inline = ""
         try:
-            why_inline, where = self._choose(name)
+            why_inline, where, problem = self._choose(name)
             if not why_inline:
                 try:
                     return self._by_deployment(name, where, parameters, report_type)
@@ -62,7 +71,7 @@ class PrefectFlowRuns:
                     self._console.complain(f"Warning: {one_line(e)}. It runs inline instead.")
                     self._avoid_until = time.monotonic() + AVOID_SECONDS
                     why_inline = "no worker picked up the last flow run"
-            with inline.recorded() as record:
+            with inline.recorded(problem) as record:
                 is_new = record.problem not in ("", why_inline)
                 self._announce(
                     f"inline ({why_inline})", f"{record.where} ({record.problem})" if is_new else record.where
@@ -88,22 +97,21 @@ class PrefectFlowRuns:
             inline.quiet_console(is_verbose=self._options.verbose, with_failures=self._options.with_tracebacks)
         self._is_used = True
 
-    def _choose(self, name: str) -> tuple[str, str]:
-        """Why the flow runs inline, if it does; else where runs of its deployment can be watched."""
+    def _choose(self, name: str) -> Choice:
         from flows import api, triggering
 
         if self._via == "inline":
-            return "--via inline", ""
+            return Choice("--via inline")
         if time.monotonic() < self._avoid_until:
-            return "no worker picked up the last flow run", ""
+            return Choice("no worker picked up the last flow run")
         try:
             if self._via == "auto":
                 triggering.check_deployment(name)
-            return "", api.check_api()
+            return Choice("", api.check_api())
         except api.FlowRunError as e:
             if self._via == "deployment":
                 raise
-            return one_line(e), ""
+            return Choice(one_line(e), problem=str(e) if isinstance(e, api.ApiUnusable) else "")
 
     def _by_deployment(
         self, name: str, where: str, parameters: dict[str, Any], report_type: type[ReportT]

@@ -1,6 +1,7 @@
 """How `--via auto` chooses; each test a sentence of its contract."""
 
 import json
+import logging
 import sys
 import threading
 import time
@@ -9,21 +10,30 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management.base import OutputWrapper
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+from container_manager.management.background import in_background
+from container_manager.management.flow_runs import PrefectFlowRuns
+from container_manager.management.processing import Options
+from container_manager.management.queue_report import Console
 from container_manager.models import Status
+from flows import inline
 from flows.api import ApiFailed
 from flows.triggering import DeploymentUnattended, check_deployment
 from tests.conftest import ROOT, wait_until
 
-from .conftest import Site, unanswered
+from .conftest import Site, answering, unanswered
 
 ONCE = ("--queue-mode", "--once")
+NOBODY = "http://127.0.0.1:1/api"
 NAME = "process-queue/scheduled"
 ID = "11111111-1111-4111-8111-111111111111"
 
@@ -128,6 +138,68 @@ def test_auto_uses_a_deployment_on_a_work_pool_with_a_worker(site_with_api: Site
     assert "Processed queue: launched 1 jobs" in done.stdout.splitlines()
     job.refresh_from_db()
     assert job.status == Status.RUNNING
+
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "queue": {"max_concurrent": 1, "timeout": 5, "work_seconds": 0},
+    "jobs": {"job_id": 123, "max_concurrent": 1, "timeout": 5},
+}
+
+
+def run_by_auto(which: str, url: str | None, home: Path) -> str:
+    """How a flow run of either flow is said to run, with this API."""
+    said = StringIO()
+    runs = PrefectFlowRuns("auto", Console(OutputWrapper(said), OutputWrapper(said), as_json=False), Options())
+    updates = {PREFECT_HOME: home} | ({PREFECT_API_URL: url} if url else {})
+    call = runs.process_queue if which == "queue" else runs.process_jobs
+    with temporary_settings(updates, restore_defaults=set() if url else {PREFECT_API_URL}):
+        in_background(lambda: call(PARAMETERS[which]), tick=lambda: None)
+    return said.getvalue().splitlines()[0]
+
+
+@pytest.mark.usefixtures("site")
+def test_each_way_to_fail_has_a_message_of_its_own_and_both_flows_run_inline(
+    prefect_server: str, prefect_home: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.CONTAINER_MANAGER = {"DEPLOYMENTS": {"queue": "process-queue/none", "jobs": "process-jobs/none"}}
+    # It is quiet for the rest of its process, which is ours.
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    with answering(401) as closed, answering(500) as ill, unanswered() as silent:
+        messages = {
+            None: "no Prefect API is configured: set PREFECT_API_URL, or run `prefect config set PREFECT_API_URL=…`",
+            NOBODY: f"the Prefect API at {NOBODY} can't be reached ([Errno 111] Connection refused): "
+            "is `prefect server start` running?",
+            closed: f"the Prefect API at {closed} refuses the authentication (HTTP 401): set PREFECT_API_AUTH_STRING "
+            "or PREFECT_API_KEY",
+            ill: f"the Prefect API at {ill} answers HTTP 500: Internal Server Error",
+            prefect_server: "the Prefect server has no deployment process-{}/none: serve it with "
+            "`python -m deployments`",
+            silent: f"the Prefect API at {silent} does not answer within 3 s",
+        }
+        try:
+            for url, message in messages.items():
+                for which in PARAMETERS:
+                    assert run_by_auto(which, url, prefect_home) == f"Runs: inline ({message.format(which)})"
+        finally:
+            inline.server.stop()
+
+
+def test_auto_does_not_run_inline_what_the_deployment_refuses(site_with_api: Site, api: SyncPrefectClient) -> None:
+    schema = {"type": "object", "properties": {"timeout": {"type": "string"}}}
+    flow_id = api.create_flow_from_name("process-queue")
+    deployment_id = api.create_deployment(
+        flow_id, "choosy", parameter_openapi_schema=schema, enforce_parameter_schema=True
+    )
+    api.request("POST", "/deployments/get_scheduled_flow_runs", json={"deployment_ids": [str(deployment_id)]})
+    wait_until(lambda: api.read_deployment_by_name("process-queue/choosy").last_polled)
+    settings = {"CONTAINER_MANAGER": '{"DEPLOYMENTS": {"queue": "process-queue/choosy"}}'}
+    done = site_with_api.run(*ONCE, **settings)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "CommandError: Command failed: deployment process-queue/choosy refuses the parameters: "
+    )
+    assert done.stderr.count("\n") == 1
 
 
 def test_auto_waits_3_seconds_for_an_api_that_hangs_and_runs_inline(site: Site) -> None:

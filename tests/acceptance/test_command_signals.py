@@ -1,7 +1,10 @@
 """What signals do to the command; each test a sentence of its contract."""
 
+import ast
+import inspect
 import json
 import signal
+import textwrap
 import threading
 from io import StringIO
 from pathlib import Path
@@ -10,6 +13,8 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
+from container_manager.management.background import TICK_SECONDS
+from container_manager.management.signals import SignalWatch
 from container_manager.models import ContainerJob, Status
 from tests.conftest import wait_until
 
@@ -85,9 +90,11 @@ def test_a_flow_run_that_outlasts_the_shutdown_timeout_is_left_with_exit_code_1(
     assert command.errors == ["Not finished within 0 s: leases cover the rest"]
 
 
-def test_the_temporary_server_ends_with_the_command_however_that_ends(site: Site) -> None:
-    command = continuous(site)
+def test_the_temporary_server_is_started_once_and_ends_with_the_command_however_that_ends(site: Site) -> None:
+    command = continuous(site, "--json")
     (server,) = children(command)
+    wait_until(lambda: len(command.lines) >= 3)
+    assert children(command) == [server]
     command.send(signal.SIGKILL)
     command.end()
 
@@ -104,6 +111,22 @@ def test_sigint_in_legacy_mode_says_interrupted_by_user_with_exit_code_0(site: S
         assert command.end(20) == 0
     assert "Interrupted by user" in command.lines
     assert ContainerJob.objects.queued().count() == 1
+
+
+def test_a_handler_sets_plain_attributes_and_does_nothing_else() -> None:
+    with SignalWatch(signal.SIGTERM, signal.SIGINT):
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+
+    for handler in handlers:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(handler))).body
+        assert isinstance(definition, ast.FunctionDef)
+        for statement in definition.body:
+            assert isinstance(statement, ast.Assign | ast.AugAssign)
+            assert isinstance(statement.value, ast.Name | ast.Constant)
+
+
+def test_the_main_loop_looks_every_fifth_of_a_second() -> None:
+    assert TICK_SECONDS == 0.2
 
 
 @pytest.mark.usefixtures("site")

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Pending
+from prefect.states import Running as Began
 
 from container_manager.models import Status
 from tests.conftest import ROOT, wait_until
@@ -177,6 +180,46 @@ def test_what_nothing_picks_up_is_cancelled_and_the_error_says_how_to_start_a_wo
     assert [run.state_type for run in runs_of(api, name)] == ["CANCELLED"]
 
 
+def the_run(client: SyncPrefectClient, name: str) -> FlowRun:
+    runs: list[FlowRun] = wait_until(lambda: runs_of(client, name))
+    return runs[0]
+
+
+def test_a_run_that_is_still_pending_is_cancelled_and_one_that_runs_is_not(
+    site_with_api: Site, api: SyncPrefectClient
+) -> None:
+    names = deployed(api, "sluggish"), deployed(api, "prompt")
+    commands = [site_with_api.start(*BY_DEPLOYMENT, **using(name, PICKUP_SECONDS=6)) for name in names]
+    pending, running = (the_run(api, name) for name in names)
+    # What a worker says when it has taken a run, and when it has begun it.
+    api.set_flow_run_state(pending.id, Pending())
+    api.set_flow_run_state(running.id, Began(), force=True)
+
+    assert commands[0].end() == 1
+    assert api.read_flow_run(pending.id).state_type == "CANCELLED"
+    time.sleep(2)
+    assert api.read_flow_run(running.id).state_type == "RUNNING"
+    api.set_flow_run_state(running.id, Completed(message="{}"), force=True)
+    assert commands[1].end() == 0
+    assert commands[1].lines[-1] == "Processed queue: launched 0 jobs"
+
+
+def test_after_a_signal_a_run_that_nothing_has_picked_up_is_cancelled_with_exit_code_0(
+    site_with_api: Site, api: SyncPrefectClient
+) -> None:
+    name = deployed(api, "abandoned")
+    command = site_with_api.start("--queue-mode", "--via=deployment", **using(name, PICKUP_SECONDS=60))
+    run = the_run(api, name)
+    command.send(signal.SIGTERM)
+
+    assert command.end(10) == 0
+    assert command.lines[-2:] == [
+        "Received SIGTERM, shutting down gracefully...",
+        "Queue processor finished. Processed 0 iterations, launched 0 jobs",
+    ]
+    assert [(one.id, one.state_type) for one in runs_of(api, name)] == [(run.id, "CANCELLED")]
+
+
 def test_auto_runs_inline_what_nobody_has_polled_lately(site_with_api: Site, api: SyncPrefectClient) -> None:
     name = deployed(api, "unpolled")
     done = site_with_api.run(*ONCE, **using(name))
@@ -223,6 +266,9 @@ def test_inline_runs_are_recorded_at_the_api_that_is_set_and_answers(
     (run,) = objects(done.stdout)
     recorded = api.read_flow_run(run["flow_run_id"])
     assert (recorded.deployment_id, recorded.state_name) == (None, "Idle")
+    assert api.read_flow(recorded.flow_id).name == "process-queue"
+    # That it is to stop it learns from a context.
+    assert recorded.parameters == {"max_concurrent": 5, "timeout": 30, "work_seconds": 0}
 
 
 def test_a_failing_flow_run_is_reported_once_per_change_of_state_and_never_ends_the_command(
@@ -244,7 +290,15 @@ def test_a_failing_flow_run_is_reported_once_per_change_of_state_and_never_ends_
 
     assert command.end() == 0
     assert sum("Queue processing failed" in line for line in command.errors) == 1
-    assert {run["exit_code"] for run in objects("\n".join(command.lines))} == {0, 1}
+    runs = {run["exit_code"]: run for run in objects("\n".join(command.lines))}
+    assert runs.keys() == {0, 1}
+    (error,) = runs[1]["errors"]
+    assert runs[1] | {"flow_run_id": "", "errors": []} == {
+        "mode": "queue", "via": "inline", "flow_run_id": "", "launched": 0, "job_ids": [], "errors": [], "limit": "",
+        "exit_code": 1,
+    }  # fmt: skip
+    assert error["job_id"] is None
+    assert error["error"].startswith(f"flow run {runs[1]['flow_run_id']} ended as Failed: ")
 
 
 def test_a_missing_deployment_is_named(site_with_api: Site) -> None:
