@@ -115,14 +115,16 @@ def test_a_served_deployment_runs_the_queue(site_with_api: Site) -> None:
 
 
 def test_the_flow_run_gets_the_flags_and_its_report_comes_back(site_with_api: Site, stubs: Path) -> None:
-    done = site_with_api.run(*BY_DEPLOYMENT, "--json", "--max-concurrent=3", "--timeout=17", **using("well/stub"))
+    done = site_with_api.run(
+        *BY_DEPLOYMENT, "--json", "--max-concurrent=3", "--timeout=17", **using("well/stub", PICKUP_SECONDS=60)
+    )
 
     (run,) = objects(done.stdout)
     assert (run["via"], run["launched"], run["job_ids"], run["limit"]) == ("deployment", 3, [17], "stayed 0 s")
 
 
 def test_a_flow_run_that_fails_makes_exit_code_1_and_its_reason_is_told(site_with_api: Site, stubs: Path) -> None:
-    done = site_with_api.run(*BY_DEPLOYMENT, **using("broken/stub"))
+    done = site_with_api.run(*BY_DEPLOYMENT, **using("broken/stub", PICKUP_SECONDS=60))
 
     assert done.returncode == 1
     assert done.stderr.startswith("CommandError: Command failed: flow run ")
