@@ -158,7 +158,7 @@ def test_a_prefect_server_that_goes_away_and_comes_back_is_survived_and_told_onc
     on_deployment.wait_for(f"{FAILED}the Prefect server has no deployment process-queue/scheduled")
     own_prefect.stop()
     # A flow run in progress tries for a while to reach the one that has gone.
-    command.wait_for("Prefect: a temporary server that ends with this command", 60)
+    command.wait_for("Prefect: a temporary server that ends with this command", 120)
     runs_a_job(site)
     on_deployment.wait_for(f"{FAILED}the Prefect API at {own_prefect.url} can't be reached", 60)
     own_prefect.start()
