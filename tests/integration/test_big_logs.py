@@ -19,7 +19,7 @@ from tests.fake_engine import one_round, queued, row
 MIB = 1024 * 1024
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MARKER = re.compile(r"\n\[(\d+) bytes dropped\]\n")
-#: The one that PostgreSQL alone would refuse something of is enough where each run writes tens of megabytes.
+#: What an Engine keeps is the same, whichever database is told of it; PostgreSQL is the one that refuses bytes.
 on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 
 
@@ -94,6 +94,7 @@ def test_bytes_that_are_no_text_are_replaced_each_stream_for_itself(
     assert attempt.stderr == f"{REPLACEMENT * 2}é"
 
 
+@on_postgres
 def test_a_character_is_whole_whatever_piece_the_engine_kept_it_in(
     docker_host: DockerHost, manager: QueueManager, engine: docker.DockerClient
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_character_is_whole_whatever_piece_the_engine_kept_it_in(
     assert attempt.stdout == "x" + "é" * 50_000
 
 
+@on_postgres
 def test_no_more_is_kept_of_each_stream_than_the_settings_say(
     docker_host: DockerHost, manager: QueueManager, engine: docker.DockerClient, settings: Any
 ) -> None:
@@ -114,6 +116,7 @@ def test_no_more_is_kept_of_each_stream_than_the_settings_say(
     assert attempt.stderr == "0123456789"
 
 
+@on_postgres
 def test_logs_that_take_too_long_to_read_are_cut_short_and_the_job_is_harvested(
     docker_host: DockerHost, manager: QueueManager, engine: docker.DockerClient, settings: Any
 ) -> None:
@@ -126,6 +129,7 @@ def test_logs_that_take_too_long_to_read_are_cut_short_and_the_job_is_harvested(
     assert attempt.stdout.endswith("[not read further: it took more than 1e-06 s]\n")
 
 
+@on_postgres
 def test_a_driver_that_keeps_no_logs_costs_the_logs_and_not_the_result(
     docker_host: DockerHost, manager: QueueManager, engine: docker.DockerClient, settings: Any
 ) -> None:

@@ -12,6 +12,9 @@ from container_manager.queue import QueueManager
 from tests.conftest import wait_until
 from tests.fake_engine import one_round, queued, row
 
+#: What an Engine says is the same, whichever database is told of it.
+pytestmark = pytest.mark.parametrize("database", ["postgres"], indirect=True)
+
 
 def resolve(reference: str) -> str:
     raise ValueError("hunter2 is the wrong key for this vault")

@@ -16,6 +16,8 @@ from tests.integration.lossy_proxy import LossyProxy, proxying
 
 ECHO = ["sh", "-c", "echo once; sleep 0.2"]
 DEAF = ["sh", "-c", "trap '' TERM; echo up; while true; do sleep 0.1; done"]
+#: What an Engine does is the same, whichever database is told of it.
+on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 PATH = r"POST /v[\d.]+/containers"
 
 
@@ -70,6 +72,7 @@ def test_a_launch_whose_answer_is_lost_runs_once(
     assert containers_left(engine) == []
 
 
+@on_postgres
 @pytest.mark.parametrize("request_line", [rf"{PATH}/\w+/kill\?signal=SIGTERM", rf"{PATH}/\w+/kill\?signal=SIGKILL"])
 def test_a_signal_whose_answer_is_lost_was_sent(proxy: LossyProxy, manager: QueueManager, request_line: str) -> None:
     is_killed = "KILL" in request_line
@@ -83,6 +86,7 @@ def test_a_signal_whose_answer_is_lost_was_sent(proxy: LossyProxy, manager: Queu
     assert end.exit_code == (137 if is_killed else 143)
 
 
+@on_postgres
 @pytest.mark.parametrize("request_line", [r"GET .*/logs\?", r"GET .*/containers/\w+/json", r"DELETE .*/containers/"])
 def test_a_harvest_whose_answer_is_lost_is_done_again(
     proxy: LossyProxy, manager: QueueManager, engine: docker.DockerClient, request_line: str
@@ -99,7 +103,7 @@ def test_a_harvest_whose_answer_is_lost_is_done_again(
     assert containers_left(engine) == []
 
 
-@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+@on_postgres
 def test_a_create_that_the_engine_takes_too_long_to_refuse_is_left_open_and_made_once(
     docker_host: DockerHost, engine: docker.DockerClient, events: list[dict], settings: Any
 ) -> None:
