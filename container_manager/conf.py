@@ -96,6 +96,8 @@ class Settings(BaseModel):
     CAP_DROP_ALL: bool = False
     #: dotted path of `resolve(reference: str) -> str`, None. Turns a secret's reference into its value.
     SECRET_RESOLVER: str | None = None
+    #: str, "". The site's address, such as `https://jobs.example`, for links to a job's page.
+    SITE_URL: str = ""
     #: int, 14 and 90. Retention of logs and of ended jobs.
     KEEP_LOGS_DAYS: int = Field(default=14, ge=0)
     KEEP_JOBS_DAYS: int = Field(default=90, ge=0)

@@ -51,9 +51,9 @@ def _terminate(job: ContainerJob, connection: HostConnection, reason: Reason) ->
             amend(job, stop_requested_at=None, stop_reason="")
         return None
     except EngineError as e:
-        _note(job, e)
+        _note(job, connection, e)
         return None
-    logger.info("job %s: told to stop (%s)", job.pk, reason, extra={"job": job.pk})
+    logger.info("%s: told to stop (%s)", job.on(connection.host), reason, extra=job.log_extra(connection.host))
     return job.pk
 
 
@@ -68,11 +68,11 @@ def _kill(job: ContainerJob, connection: HostConnection) -> Steps[int | None]:
     except (ContainerNotRunning, ContainerGone):
         return None
     except EngineError as e:
-        _note(job, e)
+        _note(job, connection, e)
         return None
     return job.pk
 
 
-def _note(job: ContainerJob, error: EngineError) -> None:
+def _note(job: ContainerJob, connection: HostConnection, error: EngineError) -> None:
     """The signal is repeated by a later pass: as KILL, once the grace is over."""
-    logger.warning("job %s: not stopped yet: %s", job.pk, error, extra={"job": job.pk})
+    logger.warning("%s: not stopped yet: %s", job.on(connection.host), error, extra=job.log_extra(connection.host))

@@ -92,7 +92,7 @@ def _harvest(
     except ContainerGone:
         return if_gone()
     except EngineError as e:
-        logger.warning("job %s: not harvested yet: %s", job.pk, e, extra={"job": job.pk})
+        logger.warning("%s: not harvested yet: %s", job.on(connection.host), e, extra=job.log_extra(connection.host))
         return None
 
     cut_off = interruption(seen, daemon, connection.host) if daemon else Interruption.NONE
@@ -105,8 +105,8 @@ def _harvest(
             yield partial(engine.remove, container_id)
         except EngineError as e:
             # Its record is saved; a later pass collects it.
-            logger.info("job %s: %s", job.pk, e, extra={"job": job.pk})
-    return _ended(job, status, record)
+            logger.info("%s: %s", job.on(connection.host), e, extra=job.log_extra(connection.host))
+    return _ended(job, connection.host, status, record)
 
 
 def _read(connection: HostConnection, container_id: str, stream: Stream) -> Steps[str]:
@@ -209,14 +209,14 @@ def _judge_missing(observed: ObservedJob, view: HostView) -> _Outcome:
     if status is None:
         return None
     reason = Reason.CANCELLED if status == Status.CANCELLED else Reason.LOST
-    return _ended(job, status, AttemptRecord(reason, GONE))
+    return _ended(job, view.connection.host, status, AttemptRecord(reason, GONE))
 
 
-def _ended(job: ContainerJob, status: Status, record: AttemptRecord) -> EndedJob:
+def _ended(job: ContainerJob, host: DockerHost, status: Status, record: AttemptRecord) -> EndedJob:
     # The row has the last word: a retry that was cancelled has no longer the record's reason.
     reason = job.reason or record.reason
     why = job.last_error or reason
-    logger.info("job %s: %s (%s)", job.pk, status, why, extra={"job": job.pk, "attempt": job.attempt})
+    logger.info("%s: %s (%s)", job.on(host), status, why, extra=job.log_extra(host))
     return EndedJob(
         job_id=job.pk,
         attempt=job.attempt,

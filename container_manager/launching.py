@@ -211,14 +211,14 @@ class _Launch:
             yield partial(self.connection.engine.remove, container_id)
         except EngineError as e:
             # A later pass collects it.
-            logger.info("job %s: %s", self.job.pk, e, extra={"job": self.job.pk})
+            logger.info("%s: %s", self._name(), e, extra=self._extra())
 
     def _record_start(self) -> BatchResult:
         job = self.job
         timeout = from_now(job.timeout_seconds)
         if not move(job, Status.RUNNING, launched_at=Now(), deadline_at=timeout, launch_tries=0, last_error=""):
             return self._report(None)
-        logger.info("job %s: launched on host %s", job.pk, self.connection.host.name, extra=self._extra())
+        logger.info("%s: launched", self._name(), extra=self._extra())
         return BatchResult(launched=1, job_ids=(job.pk,))
 
     def _hold(self) -> BatchResult:
@@ -238,7 +238,7 @@ class _Launch:
         job = self.job
         errors = (JobError(job_id=job.pk, error=self._masked(error)),) if error else ()
         if errors:
-            logger.warning("job %s: %s", job.pk, errors[0].error, extra=self._extra())
+            logger.warning("%s: %s", self._name(), errors[0].error, extra=self._extra())
         return BatchResult(
             errors=errors,
             failed_ids=(job.pk,) if to == Status.FAILED else (),
@@ -248,8 +248,11 @@ class _Launch:
     def _masked(self, text: str) -> str:
         return secret_values.masked(text, self.secrets)
 
+    def _name(self) -> str:
+        return self.job.on(self.connection.host)
+
     def _extra(self) -> dict[str, Any]:
-        return {"job": self.job.pk, "attempt": self.job.attempt, "host": self.connection.host.name}
+        return self.job.log_extra(self.connection.host)
 
 
 def _bounded(spec: JobSpec) -> JobSpec:

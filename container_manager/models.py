@@ -369,6 +369,13 @@ class ContainerJob(models.Model):
     def label(self) -> str:
         return self.name or f"job-{self.pk}"
 
+    def on(self, host: "DockerHost | None") -> str:
+        """How a log line begins."""
+        return f"job {self.pk} on host {host.name}" if host else f"job {self.pk}"
+
+    def log_extra(self, host: "DockerHost | None") -> dict[str, Any]:
+        return {"job": self.pk, "attempt": self.attempt, "host": host.name if host else ""}
+
 
 class JobAttempt(models.Model):
     """One try at running a job, written once, in the transaction that ends it."""

@@ -85,7 +85,7 @@ class Pulls:
         pull = self._pulls.get(key)
         if pull is None:
             pull = self._pulls[key] = _Pull(connection.host.pk, f"image {job.image} on host {connection.host.name}")
-            logger.info("host %s: pulling %s", connection.host.name, job.image)
+            logger.info("%s: pulling %s", job.on(connection.host), job.image, extra=job.log_extra(connection.host))
             # Daemon: a pull can't be interrupted, and must not keep the process from ending.
             threading.Thread(
                 target=pull.run,

@@ -34,8 +34,6 @@ def recover(view: View) -> list[int]:
             if lease is not None:
                 procedures.append((_recover(job.row, host.connection, lease), host.connection))
     recovered += [job_id for job_id in drive(procedures) if job_id is not None]
-    for job_id in recovered:
-        logger.warning("job %s: recovered", job_id, extra={"job": job_id})
     return recovered
 
 
@@ -47,7 +45,12 @@ def _hand_back_launching(chosen: Collection[int] | None) -> list[int]:
     jobs = ContainerJob.objects.filter(status=Status.LAUNCHING).lease_over().select_related("slot_host").order_by("pk")
     if chosen is not None:
         jobs = jobs.filter(pk__in=chosen)
-    return [job.pk for job in jobs if _take_over(job) and hand_back(job, job.slot_host, _DIED)]
+    handed_back = []
+    for job in jobs:
+        host = job.slot_host
+        if _take_over(job) and hand_back(job, host, _DIED):
+            handed_back.append(_told(job, host))
+    return handed_back
 
 
 def end_with_host(job: ContainerJob, host: DockerHost) -> Status | None:
@@ -76,36 +79,41 @@ def _recover(job: ContainerJob, connection: HostConnection, lease: Lease) -> Ste
     except ContainerGone:
         seen = None
     except EngineError as e:
-        _postpone(job, e)
+        _postpone(job, host, e)
         return None
     if seen is not None and seen.has_run:
-        return _adopt(job)
+        return _adopt(job, host)
     if job.status == Status.STARTING:
         if seen is None:
-            return _id_if(job, end_lost(job, host, GONE))
+            return _id_if(job, host, end_lost(job, host, GONE))
         if seen.exit_code in NOT_EXECUTABLE:
             record = AttemptRecord(Reason.LAUNCH, seen.error or "its command can't be executed", seen)
-            return _id_if(job, Status.FAILED if end_attempt(job, Status.FAILED, host, record) else None)
+            return _id_if(job, host, end_attempt(job, Status.FAILED, host, record))
         # The note before the removal: whoever recovers this row next knows that we removed it.
         if not move(job, Status.RECOVERING):
             return None
     try:
         ran = yield from discard_unstarted(engine, container_id, lease.guard)
     except (EngineError, LeaseExpired) as e:
-        _postpone(job, e)
+        _postpone(job, host, e)
         return None
-    return _adopt(job) if ran is not None else _id_if(job, hand_back(job, host, _DIED))
+    return _adopt(job, host) if ran is not None else _id_if(job, host, hand_back(job, host, _DIED))
 
 
-def _adopt(job: ContainerJob) -> int | None:
+def _adopt(job: ContainerJob, host: DockerHost) -> int | None:
     """It runs, or ran: the next harvest takes it from here. Its deadline counts from when it was to start."""
-    return job.pk if move(job, Status.RUNNING, launched_at=Now(), launch_tries=0, last_error="") else None
+    return _id_if(job, host, move(job, Status.RUNNING, launched_at=Now(), launch_tries=0, last_error=""))
 
 
-def _postpone(job: ContainerJob, error: Exception) -> None:
+def _postpone(job: ContainerJob, host: DockerHost, error: Exception) -> None:
     """Leave it to a later pass, which finds this lease over."""
-    logger.warning("job %s: not recovered yet: %s", job.pk, error, extra={"job": job.pk})
+    logger.warning("%s: not recovered yet: %s", job.on(host), error, extra=job.log_extra(host))
 
 
-def _id_if(job: ContainerJob, moved: Any) -> int | None:
-    return job.pk if moved else None
+def _id_if(job: ContainerJob, host: DockerHost, moved: Any) -> int | None:
+    return _told(job, host) if moved else None
+
+
+def _told(job: ContainerJob, host: DockerHost | None) -> int:
+    logger.warning("%s: recovered", job.on(host), extra=job.log_extra(host))
+    return job.pk

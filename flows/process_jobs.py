@@ -17,9 +17,10 @@ from container_manager.services import StatusGroup, job_service
 from container_manager.types import ProcessedJob, ProcessReport
 
 from . import limits
+from .api import without_patience
 from .naming import jobs_name
 from .process_queue import BACKSTOP_SECONDS, MaxConcurrent, Timeout
-from .reports import completed
+from .reports import completed, show_links
 from .termination import graceful_termination
 
 logger = logging.getLogger("container_manager.flows")
@@ -36,7 +37,7 @@ def process_jobs(
     job_id: JobId = None, status: Group = None, max_concurrent: MaxConcurrent = 5, timeout: Timeout = 30
 ) -> "State[ProcessReport]":
     """Launch, look after or requeue the jobs in the order of their ids. Without arguments: those that are alive."""
-    with graceful_termination():
+    with graceful_termination(), without_patience():
         limits.refresh()
         done: list[ProcessedJob] = []
         for pk, found in list(job_service.select(job_id=job_id, status=status).values_list("pk", "status")):
@@ -44,6 +45,7 @@ def process_jobs(
                 break
             done.append(_process(pk, found, max_concurrent, timeout, always_retry=job_id is not None))
         queue_manager.await_pulls()
+        show_links([job.job_id for job in done])
     report = ProcessReport(jobs=tuple(done))
     for error in report.errors:
         logger.warning("job %d: %s", error.job_id, error.error, extra={"job": error.job_id})

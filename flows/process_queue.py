@@ -66,7 +66,7 @@ def process_queue(
             emit_changes(stats)
             if not shutdown.is_stopping():
                 # It takes seconds if the server has gone, and a stop is waited for.
-                show_queue(queue_manager.get_worker_metrics(), stats.limit)
+                show_queue(queue_manager.get_worker_metrics(), stats)
     return completed(summary_of(stats), stats, name="Idle" if stats.is_idle else "Completed")
 
 

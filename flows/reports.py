@@ -4,20 +4,22 @@ import logging
 from typing import TypeVar
 
 import httpx
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.states import Completed
 from pydantic import BaseModel
 
-from container_manager.types import LoopStats, QueueMetrics
+from container_manager.types import HostLoad, LoopStats, QueueMetrics
 
 from .api import level_of
+from .links import job_links, job_url
 
 logger = logging.getLogger("container_manager.flows")
 
 #: Prefect allows lower case, digits and dashes.
 ARTIFACT_KEY = "container-queue"
+_SHOWN_ERRORS, _SHOWN_LINKS, _SHOWN_CHARACTERS = 5, 20, 300
 
 _Report = TypeVar("_Report", bound=BaseModel)
 
@@ -46,24 +48,38 @@ def summary_of(stats: LoopStats) -> str:
     return ", ".join(parts)
 
 
-def show_queue(metrics: QueueMetrics, limit: str) -> None:
+def show_queue(metrics: QueueMetrics, stats: LoopStats) -> None:
     """One table, a new version of it each time. Best effort: a pass is not failed by its display."""
-    rows = [
-        {"what": "ready now", "jobs": metrics.ready_now},
-        {"what": "scheduled for later", "jobs": metrics.scheduled_future},
-        {"what": "launching", "jobs": metrics.launching},
-        {"what": "running", "jobs": metrics.running},
-        {"what": "failed", "jobs": metrics.failed},
-        {"what": "failed to launch", "jobs": metrics.launch_failed},
-        *(
-            {"what": f"alive on host {host.name}, of {host.max_concurrent_jobs}", "jobs": host.alive}
-            for host in metrics.hosts
-        ),
+    wait = metrics.oldest_wait_seconds
+    rows: list[tuple[str, object]] = [
+        ("ready now", metrics.ready_now),
+        ("waiting for the longest", f"{wait:.0f} s" if wait is not None else "none"),
+        ("scheduled for later", metrics.scheduled_future),
+        ("launching", metrics.launching),
+        ("running", metrics.running),
+        ("failed", metrics.failed),
+        ("failed to launch", metrics.launch_failed),
+        *((f"alive on host {host.name}", _load_of(host)) for host in metrics.hosts),
+        ("what keeps more from starting", stats.limit or "nothing"),
+        *((f"error of job {job_id}", _plain(error)) for job_id, error in _errors(stats)[-_SHOWN_ERRORS:]),
     ]
+    table = [{"what": what, "now": now} for what, now in rows]
+    about = job_links(sorted({*stats.job_ids, *(job.job_id for job in stats.ended), *stats.failed_ids})[-_SHOWN_LINKS:])
+    description = f"{summary_of(stats)}\n\n{about}" if about else summary_of(stats)
     try:
-        create_table_artifact(rows, key=ARTIFACT_KEY, description=limit or "The queue of container jobs")
+        create_table_artifact(table, key=ARTIFACT_KEY, description=description)
     except httpx.HTTPError as e:
         logger.log(level_of(e), "the artifact of the queue was not written: %s", e)
+
+
+def show_links(job_ids: list[int]) -> None:
+    """Where the run's jobs are shown, if the setting SITE_URL says so."""
+    if not (links := job_links(job_ids[:_SHOWN_LINKS])):
+        return
+    try:
+        create_markdown_artifact(links, description="The pages of its jobs")
+    except httpx.HTTPError as e:
+        logger.log(level_of(e), "the links to the jobs were not written: %s", e)
 
 
 def emit_changes(stats: LoopStats) -> None:
@@ -74,12 +90,27 @@ def emit_changes(stats: LoopStats) -> None:
         _emit(ended.status, ended.job_id, ended.model_dump(mode="json"))
     launch_errors = {error.job_id: error.error for error in stats.errors}
     for job_id in stats.failed_ids:
-        _emit("failed", job_id, {"reason": "launch", "error": launch_errors.get(job_id, "")})
+        _emit("failed", job_id, {"status": "failed", "reason": "launch", "error": launch_errors.get(job_id, "")})
 
 
 def _emit(what: str, job_id: int, payload: dict[str, object]) -> None:
     emit_event(
         event=f"container-job.{what}",
         resource={"prefect.resource.id": f"container-job.{job_id}", "prefect.resource.name": f"Container job {job_id}"},
-        payload={"job_id": job_id, **payload},
+        payload={"job_id": job_id, "url": job_url(job_id), **payload},
     )
+
+
+def _errors(stats: LoopStats) -> list[tuple[int, str]]:
+    """Of launches, then of runs."""
+    ended = [(job.job_id, job.error) for job in stats.ended if job.status == "failed" and job.error]
+    return [(error.job_id, error.error) for error in stats.errors] + ended
+
+
+def _load_of(host: HostLoad) -> str:
+    return f"{host.alive} of {host.max_concurrent_jobs}" + ("" if host.is_active else ", not active")
+
+
+def _plain(text: str) -> str:
+    """Cells are Markdown: what an Engine or an image says must make no link."""
+    return text[:_SHOWN_CHARACTERS].replace("](", "] (")

@@ -73,7 +73,7 @@ def test_a_pass_that_did_something_leaves_the_queue_as_an_artifact(database: str
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
         )
     assert [artifact.key for artifact in artifacts] == ["container-queue"]
-    assert {"what": "running", "jobs": 1} in json.loads(artifacts[0].data)
+    assert {"what": "running", "now": 1} in json.loads(artifacts[0].data)
 
 
 @pytest.mark.parametrize("tag", ["container-job", "docker-host:local"])
