@@ -1,6 +1,6 @@
 """Whether a container ended by itself or with its Engine. None is asked: what the daemon left behind is read.
 
-Measured on Engine 20.10, and so in its sources up to 28:
+Measured on Engine 20.10; the sources of later ones do the same:
 
 - A daemon that sees a container's end takes its network endpoint back. One that starts and finds that a container
   has ended meanwhile, or ends it because it spares none, does not: the endpoint is left in what `inspect` shows.

@@ -42,7 +42,8 @@ class Observation(Frozen):
 
     @property
     def has_run(self) -> bool:
-        return self.started_at is not None
+        # Of one whose start a daemon's death cut off, the next daemon may know that it runs, and not since when.
+        return self.started_at is not None or self.state in ("running", "paused", "restarting", "exited")
 
 
 class Daemon(Frozen):

@@ -7,9 +7,10 @@ import pytest
 from django.db.models import F
 from django.utils.timezone import now
 
+from container_manager.exceptions import OutcomeUnknown
 from container_manager.models import ContainerJob, DockerHost, Reason, Status
 from container_manager.queue import QueueManager
-from tests.fake_engine import FakeEngine, Fleet, launched, one_round, row, watched_fleet
+from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row, watched_fleet
 
 HINT = "; its Engine was restarted before anyone looked, which may be why"
 
@@ -183,3 +184,27 @@ def test_a_host_goes_down_once_until_it_is_seen_again(host: FakeEngine, manager:
     one_round(manager)
     be_found_down(host, manager)
     assert DockerHost.objects.get().last_down_at > first
+
+
+@pytest.mark.parametrize(("is_over", "status"), [(False, Status.RUNNING), (True, Status.COMPLETED)])
+def test_what_runs_since_a_time_that_a_dead_daemon_took_along_is_adopted(
+    host: FakeEngine, manager: QueueManager, is_over: bool, status: Status
+) -> None:
+    job = queued(manager)
+
+    def die() -> None:
+        [container] = host.containers.values()
+        container.started_at = None
+        raise OutcomeUnknown
+
+    host.after("start", die)
+    manager.launch_next_batch()
+    if is_over:
+        host.end(row(job).container_id)
+    let_leases_end()
+
+    one_round(manager)
+    one_round(manager)
+
+    assert (row(job).status, row(job).attempt) == (status, 1)
+    assert host.count("remove") == int(is_over)

@@ -1,33 +1,17 @@
 """Four launchers at once: the Engine's own events tell how often, and how many at a time, containers ran."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import docker
-from django.conf import settings
 
 from container_manager.containers import INSTANCE_LABEL, JOB_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation, Status
 from container_manager.queue import QueueManager
-from tests.conftest import ROOT, database_url, wait_until
+from tests.conftest import wait_until
 from tests.integration.conftest import most_alive
+from tests.integration.launcher import start_launcher
 
 JOBS, CAP, LAUNCHERS = 40, 10, 4
-
-
-def start_launcher(log: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "DATABASE_URL": database_url(),
-        "CONTAINER_MANAGER": json.dumps(settings.CONTAINER_MANAGER),
-    }
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.launcher", str(CAP)],
-            cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
 
 
 def test_four_launchers_start_each_job_once_and_keep_to_the_cap(
@@ -37,7 +21,7 @@ def test_four_launchers_start_each_job_once_and_keep_to_the_cap(
     build = ContainerJob.objects.build
     jobs = manager.queue_jobs([build(image="busybox", command=["sleep", "0.3"]) for _ in range(JOBS)])
 
-    launchers = [start_launcher(tmp_path / str(number)) for number in range(LAUNCHERS)]
+    launchers = [start_launcher(tmp_path / str(number), CAP) for number in range(LAUNCHERS)]
     codes = [launcher.wait(90) for launcher in launchers]
 
     logs = "".join((tmp_path / str(number)).read_text() for number in range(LAUNCHERS))
