@@ -28,7 +28,7 @@ PROGRAMS: dict[tuple[str, ...], Program] = {
     ("sh", "-c", "trap '' TERM; echo up; while true; do sleep 1; done"): Program(None, b"up\n", is_deaf=True),
     ("no-such-program",): Program(127, stderr=b"[FATAL tini (7)] exec no-such-program failed: No such file\n"),
     ("/etc",): Program(126, stderr=b"[FATAL tini (7)] exec /etc failed: Permission denied\n"),
-    ("tail", "/dev/zero"): Program(137, oom_killed=True),
+    ("sh", "-c", "sleep 0.5; tail /dev/zero"): Program(137, oom_killed=True),
 }
 
 

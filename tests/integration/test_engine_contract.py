@@ -185,7 +185,10 @@ def test_an_exit_code_is_the_programs(contract: Engine, instance: str, command: 
 
 
 def test_what_needs_more_memory_than_its_limit_is_killed(contract: Engine, instance: str) -> None:
-    seen = ended(contract, started(contract, instance, command=["tail", "/dev/zero"], memory_limit_mib=8))
+    # An Engine may miss what happens in a container's first moments, and then never learns of it.
+    command = ["sh", "-c", "sleep 0.5; tail /dev/zero"]
+
+    seen = ended(contract, started(contract, instance, command=command, memory_limit_mib=8))
 
     assert (seen.exit_code, seen.oom_killed) == (137, True)
 

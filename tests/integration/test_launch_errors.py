@@ -70,7 +70,7 @@ def test_what_was_missing_at_the_first_try_and_is_there_at_the_next_is_used(
 def test_memory_that_runs_out_in_a_child_is_noted_beside_its_parents_own_code(
     docker_host: DockerHost, manager: QueueManager
 ) -> None:
-    script = "sleep 0.3; tail /dev/zero; sleep 0.3; exit 0"
+    script = "sleep 0.5; tail /dev/zero; sleep 0.3; exit 0"
     job = queued(manager, command=["sh", "-c", script], memory_limit_mib=8)
 
     wait_until(lambda: one_round(manager) and row(job).status == Status.COMPLETED)
