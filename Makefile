@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock engine postgres stop demo test bench fuzz lint check
+.PHONY: help venv lock engine postgres stop demo serve test bench fuzz lint check
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
@@ -34,6 +34,9 @@ stop: ## End and remove what `make engine` and `make postgres` started
 
 demo: engine ## Run the demonstration
 	exec .venv/bin/python -m deployments.demo
+
+serve: engine ## Serve the site, a Prefect server and the deployments, on loopback, until Ctrl-C
+	exec .venv/bin/python -m deployments.first_look
 
 test: venv ## Run the tests; ARGS="…" goes to pytest, STRICT=1 fails where a service is missing
 	.ci/test $(if $(STRICT),--strict-parts) $(ARGS)

@@ -1,7 +1,6 @@
 """The demonstration: migrate, queue the manifest's jobs, process the queue until all have ended, say how."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,9 +12,9 @@ from django.db.models import Count
 from container_manager.manifest import load
 from container_manager.models import ENDED, ContainerJob, DockerHost
 
+from ..checkout import ROOT
 from .table import Line, render
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MANIFEST = Path(__file__).with_name("jobs.yaml")
 #: seconds; the jobs themselves need fifteen.
 DEADLINE_SECONDS = 150
@@ -71,21 +70,13 @@ def _manage(*arguments: str) -> str:
 
 
 def _say_where_to_look() -> None:
-    python = Path(sys.executable)
-    prefect = python.with_name("prefect")
     _say(
         f"""
-Where to look next, each in a terminal of its own, in {ROOT}:
-  the jobs and their logs    {_short(python)} manage.py createsuperuser
-                             {_short(python)} manage.py runserver     -> http://127.0.0.1:8000/admin/
-  the flow runs              PREFECT_HOME={_short(Path(os.environ["PREFECT_HOME"]))} {_short(prefect)} server start
-                                                              -> http://127.0.0.1:4200
-  a schedule that runs jobs  PREFECT_API_URL=http://127.0.0.1:4200/api {_short(python)} -m deployments"""
+Where to look next, in {ROOT}:
+  make serve    the jobs and their logs    -> http://127.0.0.1:8000/admin/
+                the flow runs              -> http://127.0.0.1:4200
+                and a schedule that runs what is queued, as `python -m deployments` does"""
     )
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,188 @@
+"""Three processes, started in order, watched, and stopped together."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from urllib.request import urlopen
+
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+
+from ..checkout import ROOT
+
+ADMIN = "admin"
+#: seconds; a Prefect server makes the tables of a new database first.
+_START_SECONDS = 120
+#: seconds; a pass that is in progress ends within twenty.
+_STOP_SECONDS = 60
+_TICK_SECONDS = 0.2
+
+
+class CannotStart(Exception):
+    """The message is one line that says what to do."""
+
+
+class Stopped(Exception):
+    """Somebody asked for it."""
+
+
+class Service:
+    """A process of a session of its own, so that Ctrl-C reaches us alone; what it says is in a file."""
+
+    def __init__(self, name: str, log: Path, *command: str, **env: str) -> None:
+        self.name, self._log = name, log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(  # noqa: S603 (our own programs, no shell)
+                [sys.executable, *command],
+                cwd=ROOT, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def check(self) -> None:
+        if self._process.poll() is not None:
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            last = lines[-1] if lines else f"exit code {self._process.returncode}"
+            raise CannotStart(f"{self.name} ended: {last} (the whole of it: {self._log})")
+
+    def has_said(self, words: str) -> bool:
+        return words in self._log.read_text(errors="replace")
+
+    def stop(self, is_urgent: Callable[[], bool]) -> None:
+        self._process.terminate()
+        until = time.monotonic() + _STOP_SECONDS
+        while self._process.poll() is None:
+            if is_urgent() or time.monotonic() > until:
+                self._process.kill()
+            time.sleep(_TICK_SECONDS)
+
+
+class FirstLook:
+    def __init__(self) -> None:
+        self._stops = 0
+        self._services: list[Service] = []
+        self._logs = Path(os.environ["PREFECT_HOME"]) / "first-look"
+        self._site = f"http://127.0.0.1:{_port('SITE_PORT', 8000)}"
+        self._prefect_port = None if os.environ.get("PREFECT_API_URL") else _port("PREFECT_PORT", 4200)
+
+    def run(self) -> None:
+        """Until SIGTERM or Ctrl-C; a second one waits for nothing. `CannotStart` if a process ends by itself."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note_stop)
+        try:
+            self._start()
+            while True:
+                self._wait()
+        except Stopped:
+            _say("stopping")
+        finally:
+            # The server last: the others have something to tell it.
+            for service in reversed(self._services):
+                service.stop(lambda: self._stops > 1)
+
+    def _note_stop(self, number: int, frame: FrameType | None) -> None:
+        # Nothing but a count: whatever else a handler does may run in the middle of it.
+        self._stops += 1
+
+    def _start(self) -> None:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        call_command("migrate", verbosity=0)
+        if self._prefect_port is not None:
+            self._start_prefect(self._prefect_port)
+        _say(f"Prefect      {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
+        settings = {"SITE_URL": self._site} | json.loads(os.environ.get("CONTAINER_MANAGER") or "{}")
+        deployments = self._add("deployments", "-m", "deployments", CONTAINER_MANAGER=json.dumps(settings))
+        self._wait_until(lambda: deployments.has_said("serving "))
+        _say(f"deployments  {os.environ['PREFECT_API_URL'].removesuffix('/api')}/deployments")
+        self._add("site", "manage.py", "runserver", "--noreload", self._site.removeprefix("http://"))
+        self._wait_until(lambda: _answers(f"{self._site}/admin/login/"))
+        _say(f"site         {self._site}/admin/  {_see_to_admin()}")
+        _say("Ctrl-C stops all of it. Something to look at: make demo, in another terminal")
+
+    def _start_prefect(self, port: int) -> None:
+        api = f"http://127.0.0.1:{port}/api"
+        self._add(
+            "Prefect", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port),
+            # Where its pages ask for data: by default on port 4200, wherever it listens.
+            PREFECT_API_URL=api, PREFECT_UI_API_URL=api,
+        )  # fmt: skip
+        self._wait_until(lambda: _answers(f"{api}/ready"))
+        os.environ["PREFECT_API_URL"] = api
+
+    def _add(self, name: str, *command: str, **env: str) -> Service:
+        service = Service(name, self._logs / f"{name}.log", *command, **env)
+        self._services.append(service)
+        return service
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + _START_SECONDS
+        while not condition():
+            if time.monotonic() > until:
+                raise CannotStart(
+                    f"{self._services[-1].name} did not start within {_START_SECONDS} s: see {self._logs}"
+                )
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._stops:
+            raise Stopped
+        for service in self._services:
+            service.check()
+        time.sleep(_TICK_SECONDS)
+
+
+def main() -> int:
+    try:
+        FirstLook().run()
+    except CannotStart as e:
+        sys.stderr.write(f"{e}\n")
+        return 1
+    return 0
+
+
+def _port(variable: str, usual: int) -> int:
+    """A free one; `CannotStart` names the variable that chooses another."""
+    port = int(os.environ.get(variable) or usual)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as e:
+            raise CannotStart(_taken(variable, port)) from e
+    return port
+
+
+def _taken(variable: str, port: int) -> str:
+    line = f"port {port} is in use: stop what uses it, or choose another with `make serve {variable}={port + 1}`"
+    if variable == "PREFECT_PORT":
+        line += f"; if it is a Prefect server, use it with `PREFECT_API_URL=http://127.0.0.1:{port}/api make serve`"
+    return line
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError), urlopen(url, timeout=5) as answer:  # noqa: S310 (our own address)
+        return bool(answer.status == 200)
+    return False
+
+
+def _see_to_admin() -> str:
+    """Make a user for the admin, once; how to log in."""
+    users = get_user_model()
+    if users.objects.filter(is_superuser=True).exists():
+        return f"(its password was printed when {ADMIN} was made; a new one: manage.py changepassword {ADMIN})"
+    password = secrets.token_urlsafe(9)
+    users.objects.create_superuser(ADMIN, password=password)
+    return f"user {ADMIN}, password {password}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
