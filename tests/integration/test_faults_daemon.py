@@ -1,5 +1,6 @@
 """An Engine that is stopped, killed, frozen, restarted, gone or another's, while jobs run on it: the tests' own."""
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +34,13 @@ pytestmark = [
 SLEEP = ["sleep", "600"]
 #: seconds; a daemon that starts, on a busy machine.
 SOON = 60
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """What is left to the garbage collector is collected here, and not in a later test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
