@@ -49,7 +49,7 @@ def end_attempt(job: ContainerJob, to: Status, host: DockerHost, record: Attempt
         host_name=host.name,
         container_id=job.container_id or (seen.container_id if seen else ""),
         image_digest=seen.image_digest if seen else "",
-        flow_run_id=job.flow_run_id,
+        flow_run_id=job.flow_run_id or "",
         started_at=seen.started_at if seen else None,
         finished_at=seen.finished_at if seen else None,
         exit_code=seen.exit_code if seen else None,

@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import docker
@@ -16,17 +15,10 @@ from .engine_errors import parsing, storable, translated
 from .exceptions import ContainerGone, ContainerRunning, EngineError, EngineFailed, HostUnavailable
 from .images import qualified
 from .logs import BoundedLog
+from .streams import DockerEndWatch, DockerLogFollow, EndWatch, LogFollow
 from .types import ContainerSpec, ContainerSummary, Daemon, EngineAddress, Hardening, Observation
 
 Stream = Literal["stdout", "stderr"]
-
-
-class EndWatch(Protocol):
-    """The ids of containers as they die. Iterating blocks; `close`, from another thread, ends it."""
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def close(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -53,6 +45,8 @@ class Engine(Protocol):
     def inspect(self, container: str) -> Observation: ...
 
     def read_log(self, container_id: str, stream: Stream, log: BoundedLog, seconds: float) -> None: ...
+
+    def follow_log(self, container_id: str, stream: Stream) -> LogFollow: ...
 
     def signal(self, container_id: str, name: Literal["SIGTERM", "SIGKILL"]) -> None: ...
 
@@ -185,6 +179,15 @@ class DockerEngine:
                     chunks._response.close()  # type: ignore[attr-defined]
                     return
 
+    def follow_log(self, container_id: str, stream: Stream) -> LogFollow:
+        """Blocks until the Engine answers, never for what the container has yet to write."""
+        client = self._new_client(docker.APIClient, self._timeout)
+        with translated("logs"):
+            chunks = client.logs(
+                container_id, stdout=stream == "stdout", stderr=stream == "stderr", stream=True, follow=True
+            )
+            return DockerLogFollow(client, chunks)
+
     def signal(self, container_id: str, name: Literal["SIGTERM", "SIGKILL"]) -> None:
         with translated("signal"):
             self._client().kill(container_id, name)
@@ -222,7 +225,7 @@ class DockerEngine:
         filters = {"event": "die", "type": "container", "label": f"{INSTANCE_LABEL}={instance_id}"}
         client = self._new_client(docker.APIClient, self._timeout)
         with translated("events"):
-            return _DockerEndWatch(client, client.events(filters=filters, decode=True))
+            return DockerEndWatch(client, client.events(filters=filters, decode=True))
 
     def _client(self) -> docker.APIClient:
         with self._lock:
@@ -258,28 +261,6 @@ class _BoundedClient(docker.APIClient):
 
     def _disable_socket_timeout(self, socket: Any) -> None:
         """Keep it."""
-
-
-class _DockerEndWatch:
-    def __init__(self, client: docker.APIClient, events: Any) -> None:
-        # docker-py looks at the status of every answer but this one.
-        events._response.raise_for_status()
-        self._client = client
-        self._events = events
-
-    def __iter__(self) -> Iterator[str]:
-        with translated("events"):
-            for event in self._events._stream:
-                with parsing("events"):
-                    container_id = str(event["Actor"]["ID"])
-                yield container_id
-
-    def close(self) -> None:
-        # A stream over ssh can't be closed; one that the Engine has ended is closed already.
-        with suppress(docker.errors.DockerException, OSError, AttributeError):
-            self._events.close()
-            self._events._response.close()
-        self._client.close()
 
 
 #: How an engine for an address is made; tests hand in their own.

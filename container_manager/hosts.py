@@ -158,6 +158,14 @@ class Hosts:
         self._drop_all_but({connection.host.pk for connection in asked})
         return reached, problems
 
+    def engine_of(self, host: DockerHost) -> Engine | None:
+        """An engine of the caller's own, for streams that last; None: the host's address is not allowed here."""
+        try:
+            validate_address(host.address)
+        except ValidationError:
+            return None
+        return self._make_engine(host.address, get_settings().DOCKER_TIMEOUT_SECONDS)
+
     def _connect(self, host: DockerHost) -> HostConnection:
         try:
             validate_address(host.address)

@@ -60,14 +60,18 @@ class WorkLease:
     def __init__(self) -> None:
         self._token = secrets.token_hex(16)
         self._renew_at = 0.0
+        self._is_free = Q(work_until__isnull=True) | Q(work_until__lt=Now()) | Q(work_token=self._token)
+
+    def is_free(self) -> bool:
+        """Whether it can be taken, or is ours. Reads only: on SQLite a write that comes to nothing waits, too."""
+        return bool(Installation.objects.filter(self._is_free, pk=Installation.load().pk).exists())
 
     def acquire(self) -> bool:
         """Take or renew it. False: another holds it. Cheap to call often: it writes once in five seconds."""
         if time.monotonic() < self._renew_at:
             return True
         now = time.monotonic()
-        free = Q(work_until__isnull=True) | Q(work_until__lt=Now()) | Q(work_token=self._token)
-        taken = Installation.objects.filter(free, pk=Installation.load().pk).update(
+        taken = Installation.objects.filter(self._is_free, pk=Installation.load().pk).update(
             work_token=self._token, work_until=from_now(WORK_LEASE_SECONDS)
         )
         self._renew_at = now + WORK_LEASE_SECONDS / 3 if taken else 0.0

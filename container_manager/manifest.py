@@ -16,7 +16,7 @@ from .exceptions import ManifestInvalid
 from .models import ContainerJob, DockerHost, Installation
 from .policy import describe
 from .queue import queue_manager
-from .types import Frozen, JobSpec, Text
+from .types import Frozen, JobSpec, RunSpec
 
 #: Ten years: beyond that it is a mistake, and soon no date.
 MAX_SCHEDULE_SECONDS = 10 * 366 * 24 * 3600
@@ -30,10 +30,9 @@ class Expectation(Frozen):
     exit_code: int | None = None
 
 
-class ManifestEntry(JobSpec):
-    """A job, with the fields of `JobSpec`; where it must run, when at the earliest, and how it should end."""
+class ManifestEntry(RunSpec):
+    """A job, with the fields of `RunSpec`; when it may run at the earliest, and how it should end."""
 
-    host: Text = ""
     schedule_in_seconds: float | None = pydantic.Field(default=None, ge=0, le=MAX_SCHEDULE_SECONDS, allow_inf_nan=False)
     expect: Expectation | None = None
 

@@ -200,6 +200,10 @@ class ContainerJobQuerySet(models.QuerySet["ContainerJob"]):
     def failed(self) -> Self:
         return self.filter(status=Status.FAILED)
 
+    def awaited(self) -> Self:
+        """Not ended, and a flow run waits for them."""
+        return self.filter(flow_run_id__isnull=False, finished_at__isnull=True)
+
     def lease_over(self) -> Self:
         return self.filter(claimed_until__lt=Now())
 
@@ -302,8 +306,8 @@ class ContainerJob(models.Model):
         DockerHost, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", db_index=False, editable=False
     )
     pull_error = models.TextField(blank=True, editable=False)
-    #: The Prefect flow run that waits for this job.
-    flow_run_id = models.CharField(max_length=36, blank=True, editable=False)
+    #: The Prefect flow run that waits for this job; cancelled together with it.
+    flow_run_id = models.CharField(max_length=36, null=True, blank=True, editable=False)  # noqa: DJ001 (indexed where set)
     created_by = models.CharField(max_length=150, blank=True, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     updated_at = models.DateTimeField(db_default=Now(), editable=False)
@@ -340,6 +344,11 @@ class ContainerJob(models.Model):
             models.Index("slot_host", name="cm_job_slots", condition=Q(slot_host__isnull=False)),
             models.Index("claimed_until", name="cm_job_leases", condition=Q(claimed_until__isnull=False)),
             models.Index("reason", name="cm_job_failed", condition=Q(status=Status.FAILED)),
+            models.Index(
+                "flow_run_id",
+                name="cm_job_awaited",
+                condition=Q(flow_run_id__isnull=False, finished_at__isnull=True),
+            ),
         ]
         constraints = [
             models.UniqueConstraint("container_id", name="cm_job_container", condition=Q(container_id__isnull=False)),

@@ -1,5 +1,6 @@
 """The queue: what people and flows do with jobs."""
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
@@ -8,24 +9,25 @@ from typing import Any, Protocol
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Now
 from django.utils.timezone import is_naive
 
 from . import metrics, shutdown
 from .batch import launch_batch
+from .cancelling import CancelledRuns, cancel
 from .capacity import Capacity, measure
 from .claiming import LOCK_SECONDS, claim, promote_due, ready_jobs
 from .enforcing import enforce
-from .engine import DockerEngine, MakeEngine
+from .engine import DockerEngine, Engine, MakeEngine
 from .exceptions import DatabaseBusy, InvalidTransition
 from .harvesting import harvest
 from .hosts import Hosts
 from .locks import transaction_within
-from .models import ALIVE, ENDED, ContainerJob, DockerHost, Installation, Reason, Status
+from .models import ENDED, ContainerJob, DockerHost, Installation, Reason, Status
 from .observing import observe
 from .pulling import Pulls
 from .recovering import end_with_host, recover
-from .rounds import Rounds
+from .rounds import OnRound, Rounds
 from .transitions import locked, move, move_many, show
 from .types import BatchResult, EndedJob, Limits, LoopStats, QueueMetrics
 
@@ -35,8 +37,6 @@ _PROMOTE_SECONDS = 10
 _PULL_SECONDS = 0.2
 #: Rows per INSERT.
 _INSERT_CHUNK = 1000
-#: Times that a cancellation runs after a job that moves.
-_CANCEL_TRIES = 20
 
 
 class ShutdownEvent(Protocol):
@@ -54,6 +54,8 @@ class QueueManager:
     def __init__(self, make_engine: MakeEngine = DockerEngine) -> None:
         self._hosts = Hosts(make_engine)
         self._pulls = Pulls()
+        #: Held while one of several threads speaks to the hosts.
+        self._one_at_a_time = threading.Lock()
 
     # What people do with a job.
 
@@ -113,32 +115,27 @@ class QueueManager:
         An alive job is stopped by the next pass: TERM, then KILL after the grace. Its logs are kept.
         Raises `InvalidTransition` if it has ended.
         """
-        for _ in range(_CANCEL_TRIES):
-            job.refresh_from_db()
-            if job.status not in ALIVE:
-                if move(job, Status.CANCELLED, reason=Reason.CANCELLED, last_error="cancelled before it started"):
-                    return Status.CANCELLED
-                continue
-            asked = ContainerJob.objects.filter(pk=job.pk, status__in=ALIVE).update(
-                cancel_requested_at=Coalesce("cancel_requested_at", Now()), updated_at=Now()
-            )
-            if asked:
-                job.refresh_from_db()
-                return Status(job.status)
-        raise DatabaseBusy(f"job {job.pk} moved too often to be cancelled: try again")
+        return cancel(job)
 
     def retry_job(
-        self, job: ContainerJob, schedule_for: datetime | None = None, *, is_charged: bool = False
+        self,
+        job: ContainerJob,
+        schedule_for: datetime | None = None,
+        *,
+        is_charged: bool = False,
+        flow_run_id: str | None = None,
     ) -> ContainerJob:
         """Run an ended job anew, with all of its retries, or charged as one of them. Its attempts stay.
 
-        Raises Django's `ValidationError` and `InvalidTransition` unless it has ended.
+        `flow_run_id`: the flow run that waits for it from now on. Raises Django's `ValidationError` and
+        `InvalidTransition` unless it has ended.
         """
         _check_time(schedule_for)
         job.refresh_from_db()
         job.validated_spec()
         charged = {"retry_count": job.retry_count + 1} if is_charged else {}
-        self._to_queue(job, schedule_for, ENDED, "only a job that has ended is retried", **charged)
+        fields = {**charged, "flow_run_id": flow_run_id}
+        self._to_queue(job, schedule_for, ENDED, "only a job that has ended is retried", **fields)
         return job
 
     def declare_host_lost(self, host: DockerHost) -> list[EndedJob]:
@@ -225,25 +222,53 @@ class QueueManager:
         timeout: float = 30,
         work_seconds: float | None = None,
         launch: Launch | None = None,
+        cancelled_runs: CancelledRuns | None = None,
     ) -> LoopStats:
         """Rounds until `shutdown_event` is set; with `work_seconds`, for that long (0: one round).
 
-        `launch(max_concurrent, timeout)` takes the place of `launch_next_batch`. A failing database ends only
-        a loop with `work_seconds`.
+        `launch(max_concurrent, timeout)` takes the place of `launch_next_batch`; `cancelled_runs` says with which
+        flow runs their jobs are cancelled. A failing database ends only a loop with `work_seconds`.
         """
-        step = launch or self.launch_next_batch
         asked = shutdown.stopping_when(shutdown_event.is_set) if shutdown_event else nullcontext()
         with asked:
-            rounds = Rounds(self._hosts, self._pulls, lambda: step(max_concurrent, timeout))
+            rounds = self._rounds(max_concurrent, timeout, launch, cancelled_runs)
             return rounds.for_ever(poll_interval) if work_seconds is None else rounds.for_a_while(work_seconds)
+
+    def process_queue_until(
+        self,
+        is_done: Callable[[], bool],
+        max_concurrent: int,
+        *,
+        timeout: float = 30,
+        launch: Launch | None = None,
+        cancelled_runs: CancelledRuns | None = None,
+        on_round: OnRound = lambda report: None,
+    ) -> None:
+        """Wait until `is_done`, which is asked twice a second, or a stop is asked for. Several threads may.
+
+        One round at once; more, each told to `on_round`, while nobody else does them. A failing database is
+        waited for.
+        """
+        self._rounds(max_concurrent, timeout, launch, cancelled_runs).until(is_done, on_round, self._one_at_a_time)
+
+    def _rounds(
+        self, max_concurrent: int, timeout: float, launch: Launch | None, cancelled_runs: CancelledRuns | None
+    ) -> Rounds:
+        step = launch or self.launch_next_batch
+        return Rounds(self._hosts, self._pulls, lambda: step(max_concurrent, timeout), cancelled_runs)
 
     def look_after(self, job: ContainerJob) -> list[EndedJob]:
         """Harvest, stop or recover one alive job, as a pass would."""
-        view = observe(self._hosts.reached(), Installation.load().instance_id, chosen=[job.pk])
-        ended, _ = harvest(view)
-        enforce(view)
-        recover(view)
+        with self._one_at_a_time:
+            view = observe(self._hosts.reached(), Installation.load().instance_id, chosen=[job.pk])
+            ended, _ = harvest(view)
+            enforce(view)
+            recover(view)
         return ended
+
+    def engine_of(self, host: DockerHost) -> Engine | None:
+        """An engine of the caller's own, for streams that last; None: the host's address is not allowed here."""
+        return self._hosts.engine_of(host)
 
     def await_pulls(self) -> None:
         """Wait for the pulls of this process, which end with it, until a stop is asked for."""

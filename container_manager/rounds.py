@@ -1,8 +1,10 @@
 """Rounds: observe, harvest, enforce, recover, launch, report. Once, for a while, or until told to stop."""
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from django.db import close_old_connections
 from django.db import connection as database
@@ -10,6 +12,7 @@ from django.db.models.functions import Now
 from django.db.utils import Error as DatabaseError
 
 from . import shutdown
+from .cancelling import CancelledRuns, cancel_with_runs
 from .collecting import collect
 from .enforcing import enforce
 from .harvesting import harvest
@@ -31,7 +34,11 @@ _PULL_SECONDS = 0.2
 #: seconds; the longest wait after the database failed again and again.
 _MAX_BACKOFF_SECONDS = 60.0
 
+#: seconds; between two questions of who waits for one job.
+_TICK_SECONDS = 0.5
+
 LaunchStep = Callable[[], BatchResult]
+OnRound = Callable[[RoundReport], None]
 
 
 def has_ready() -> bool:
@@ -42,15 +49,20 @@ def has_ready() -> bool:
 class Rounds:
     """The rounds of one process. `launch` is called once per round that has jobs ready."""
 
-    def __init__(self, hosts: Hosts, pulls: Pulls, launch: LaunchStep) -> None:
+    def __init__(
+        self, hosts: Hosts, pulls: Pulls, launch: LaunchStep, cancelled_runs: CancelledRuns | None = None
+    ) -> None:
         self._hosts = hosts
         self._pulls = pulls
         self._launch = launch
+        self._cancelled_runs = cancelled_runs
         self._is_stopping = shutdown.signal()
         self._running_after = 0
 
     def once(self, listening: Wakeups | None = None) -> RoundReport:
         _refresh_connection()
+        if self._cancelled_runs is not None:
+            cancel_with_runs(self._cancelled_runs)
         connections, problems = self._hosts.reach()
         installation = Installation.load()
         named = listening.ended_ids() if listening else set()
@@ -96,22 +108,49 @@ class Rounds:
 
     def for_ever(self, poll_seconds: float) -> LoopStats:
         """Until a stop is asked for. A database that is away is reported once, and waited for."""
-        stats, failures = LoopStats(), 0
+        stats, database_health = LoopStats(), _DatabaseHealth()
         with wakeups(self._is_stopping) as listening:
             while not self._is_stopping():
                 try:
                     stats = stats.plus(self.once(listening))
                 except DatabaseError as e:
-                    failures += 1
-                    if failures == 1:
-                        logger.error("the database failed, and is tried again: %s", e)  # noqa: TRY400 (no traceback)
-                    listening.wait(min(2.0**failures, _MAX_BACKOFF_SECONDS))
+                    listening.wait(database_health.failed(e))
                 else:
-                    if failures:
-                        logger.warning("the database is back")
-                    failures = 0
+                    database_health.worked()
                     self._wait(listening, poll_seconds)
         return stats
+
+    def until(self, is_done: Callable[[], bool], on_round: OnRound, one_at_a_time: threading.Lock) -> None:
+        """Wait until `is_done` or a stop is asked for; meanwhile do the rounds while no pass stays to do them.
+
+        `one_at_a_time` is held during a round; if it is taken, another thread is at one. A database that is away
+        is reported once, and waited for.
+        """
+        lease, database_health, look_at = WorkLease(), _DatabaseHealth(), 0.0
+        # One in any case: a pass that stays may not look again for seconds.
+        is_due = True
+        with wakeups(self._is_stopping) as listening:
+            try:
+                while not self._is_stopping():
+                    try:
+                        if is_done():
+                            return
+                        if is_due or time.monotonic() >= look_at:
+                            is_ours = lease.is_free() and lease.acquire()
+                            if is_ours:
+                                look_at = time.monotonic() + _BACKSTOP_SECONDS
+                            if (is_ours or is_due) and one_at_a_time.acquire(blocking=False):
+                                with _releasing(one_at_a_time):
+                                    on_round(self.once(listening if is_ours else None))
+                    except DatabaseError as e:
+                        _refresh_connection()
+                        listening.wait(database_health.failed(e))
+                    else:
+                        database_health.worked()
+                        is_due = listening.wait(_TICK_SECONDS)
+            finally:
+                with suppress(DatabaseError):
+                    lease.release()
 
     def _keep_full(self, lease: WorkLease, work_seconds: float) -> LoopStats:
         until = time.monotonic() + work_seconds
@@ -148,6 +187,33 @@ class Rounds:
             if listening.wait(min(_PULL_SECONDS, left)) or self._is_stopping() or self._pulls.settle():
                 return
         listening.wait(until - time.monotonic())
+
+
+class _DatabaseHealth:
+    """Says once that the database is away, and once that it is back."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def failed(self, error: DatabaseError) -> float:
+        """How long to wait before the next try, in seconds."""
+        self._failures += 1
+        if self._failures == 1:
+            logger.error("the database failed, and is tried again: %s", error)
+        return float(min(2.0**self._failures, _MAX_BACKOFF_SECONDS))
+
+    def worked(self) -> None:
+        if self._failures:
+            logger.warning("the database is back")
+        self._failures = 0
+
+
+@contextmanager
+def _releasing(lock: threading.Lock) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _refresh_connection() -> None:

@@ -52,6 +52,8 @@ _OF_ALL_TRIES: dict[str, Any] = {
     "launch_tries": 0,
     "pulled_host": None,
     "pull_error": "",
+    # It waited for the tries before.
+    "flow_run_id": None,
 }
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
-from .engine import EndWatch
 from .exceptions import EngineError
 from .hosts import HostConnection
+from .streams import EndWatch
 
 #: seconds; how soon a stop is noticed.
 _SLICE_SECONDS = 0.2

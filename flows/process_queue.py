@@ -19,6 +19,7 @@ from container_manager.types import BatchResult, LoopStats
 
 from . import limits
 from .api import level_of, without_patience
+from .cancelled_runs import CancelledRuns
 from .late_runs import delete_missed_runs
 from .naming import pass_name
 from .reports import completed, emit_changes, show_queue, summary_of
@@ -58,7 +59,12 @@ def process_queue(
     with graceful_termination(), without_patience():
         delete_missed_runs()
         stats = queue_manager.process_queue_continuous(
-            max_concurrent, poll_interval=1, timeout=timeout, work_seconds=work_seconds, launch=_launch_within_limits
+            max_concurrent,
+            poll_interval=1,
+            timeout=timeout,
+            work_seconds=work_seconds,
+            launch=launch_within_limits,
+            cancelled_runs=CancelledRuns(),
         )
         for anomaly in stats.anomalies:
             logger.warning(anomaly)
@@ -70,7 +76,7 @@ def process_queue(
     return completed(summary_of(stats), stats, name="Idle" if stats.is_idle else "Completed")
 
 
-def _launch_within_limits(max_concurrent: int, timeout: float) -> BatchResult:
+def launch_within_limits(max_concurrent: int, timeout: float) -> BatchResult:
     """The launch task, unless it would have to wait for a slot of its tag: that wait has no bound.
 
     With the Prefect server away there is neither slot nor record, and jobs are launched all the same.

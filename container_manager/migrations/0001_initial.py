@@ -81,7 +81,7 @@ class Migration(migrations.Migration):
                 ('container_id', models.CharField(blank=True, editable=False, max_length=64, null=True)),
                 ('missing_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('pull_error', models.TextField(blank=True, editable=False)),
-                ('flow_run_id', models.CharField(blank=True, editable=False, max_length=36)),
+                ('flow_run_id', models.CharField(blank=True, editable=False, max_length=36, null=True)),
                 ('created_by', models.CharField(blank=True, editable=False, max_length=150)),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
                 ('updated_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
@@ -164,6 +164,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='containerjob',
             index=models.Index(models.F('reason'), condition=models.Q(('status', 'failed')), name='cm_job_failed'),
+        ),
+        migrations.AddIndex(
+            model_name='containerjob',
+            index=models.Index(models.F('flow_run_id'), condition=models.Q(('finished_at__isnull', True), ('flow_run_id__isnull', False)), name='cm_job_awaited'),
         ),
         migrations.AddConstraint(
             model_name='containerjob',

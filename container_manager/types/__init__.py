@@ -11,6 +11,7 @@ from .reports import (
     FlowRunReport,
     HostLoad,
     JobError,
+    JobResult,
     Limits,
     LoopStats,
     ProcessedJob,
@@ -37,6 +38,7 @@ from .specs import (
     Hardening,
     JobSpec,
     MountSpec,
+    RunSpec,
 )
 from .values import Frozen, Text, is_clean
 
@@ -67,6 +69,7 @@ __all__ = [
     "Hardening",
     "HostLoad",
     "JobError",
+    "JobResult",
     "JobSpec",
     "Limits",
     "LoopStats",
@@ -78,6 +81,7 @@ __all__ = [
     "QueueMetrics",
     "ReportT",
     "RoundReport",
+    "RunSpec",
     "Text",
     "is_clean",
 ]

@@ -1,5 +1,6 @@
 """What travels up from the queue: the limits it keeps to, what a call, a round or a flow run did, its figures."""
 
+from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
 from .values import Frozen
@@ -139,6 +140,30 @@ class ProcessResult(Frozen):
     success: bool
     error: str = ""
     message: str = ""
+
+
+class JobResult(Frozen):
+    """How a job ended, for whoever waited for it."""
+
+    job_id: int
+    name: str = ""
+    #: completed, failed or cancelled; another one if nobody waits any longer.
+    status: str
+    #: exit_code, oom, timeout, launch, lost, host_interrupted or cancelled.
+    reason: str = ""
+    exit_code: int | None = None
+    oom_killed: bool = False
+    #: a sentence; empty after a success.
+    error: str = ""
+    #: of the last attempt, from 1; 0: it was never launched.
+    attempt: int = 0
+    host: str = ""
+    queued_at: datetime | None = None
+    launched_at: datetime | None = None
+    finished_at: datetime | None = None
+    #: the end of what it wrote; the whole is stored with the job.
+    stdout_tail: str = ""
+    stderr_tail: str = ""
 
 
 class HostLoad(Frozen):

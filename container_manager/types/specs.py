@@ -80,9 +80,15 @@ Arguments = Annotated[tuple[Text, ...], BeforeValidator(_split)]
 class MountSpec(Frozen):
     """A mount of a container. `source` is a volume's name or, for a bind, a path on the Engine's machine."""
 
-    type: Literal["volume", "bind", "tmpfs"] = "volume"
-    source: Text = ""
-    target: AbsolutePath
+    type: Literal["volume", "bind", "tmpfs"] = Field(
+        default="volume", description="`volume`, `tmpfs`, or `bind` below the setting ALLOWED_BIND_PREFIXES."
+    )
+    source: Text = Field(
+        default="",
+        description="The volume's name, or the path on the Engine's machine; empty for tmpfs.",
+        examples=["cm-data"],
+    )
+    target: AbsolutePath = Field(description="Where it is in the container.", examples=["/data"])
     read_only: bool = False
 
     @model_validator(mode="after")
@@ -99,20 +105,51 @@ class MountSpec(Frozen):
 class ContainerSpec(Frozen):
     """What runs: an image, its arguments and its limits. Everything that is not named here is denied."""
 
-    image: Text
-    command: Arguments = ()
-    entrypoint: Arguments = ()
-    environment: dict[str, Text] = {}
-    #: variable -> reference; the setting SECRET_RESOLVER turns it into a value in the process that launches.
-    secret_environment: dict[str, Text] = {}
-    working_dir: Text = Field(default="", max_length=255)
-    user: Text = Field(default="", max_length=64)
-    memory_limit_mib: int | None = Field(default=None, ge=MIN_MEMORY_MIB, le=MAX_MEMORY_MIB)
-    cpu_limit: float | None = Field(default=None, ge=0.01, le=MAX_CPUS, allow_inf_nan=False)
-    mounts: tuple[MountSpec, ...] = ()
-    networks: tuple[Text, ...] = ()
-    labels: dict[str, Text] = {}
-    pull_policy: Literal["missing", "always", "never"] = "missing"
+    image: Text = Field(
+        description="What runs; nothing has to be installed inside.",
+        examples=["busybox", "registry.example/team/report:1.4"],
+    )
+    command: Arguments = Field(
+        default=(),
+        description="The arguments, one per entry. No shell reads them: name one if you need it.",
+        examples=[["sh", "-c", "echo hello; sleep 5"]],
+    )
+    entrypoint: Arguments = Field(
+        default=(), description="Takes the place of the image's own.", examples=[["/usr/bin/env"]]
+    )
+    environment: dict[str, Text] = Field(
+        default={},
+        description="Variable → value. No secrets: everybody who sees the job sees it.",
+        examples=[{"REGION": "eu"}],
+    )
+    secret_environment: dict[str, Text] = Field(
+        default={},
+        description="Variable → reference, never a value. The setting SECRET_RESOLVER turns it into the value where "
+        "the container is launched.",
+        examples=[{"TOKEN": "vault:team/token"}],
+    )
+    working_dir: Text = Field(
+        default="", max_length=255, description="An absolute path; empty: the image's own.", examples=["/work"]
+    )
+    user: Text = Field(
+        default="", max_length=64, description="A name or id; empty: the image's own.", examples=["1000"]
+    )
+    memory_limit_mib: int | None = Field(
+        default=None, ge=MIN_MEMORY_MIB, le=MAX_MEMORY_MIB, description="MiB; with more it is killed.", examples=[512]
+    )
+    cpu_limit: float | None = Field(
+        default=None, ge=0.01, le=MAX_CPUS, allow_inf_nan=False, description="CPUs.", examples=[1.5]
+    )
+    mounts: tuple[MountSpec, ...] = Field(
+        default=(), description="Volumes of the Engine, and what else the settings allow."
+    )
+    networks: tuple[Text, ...] = Field(
+        default=(), description="Networks of the Engine; `none` alone: no network at all.", examples=[["backend"]]
+    )
+    labels: dict[str, Text] = Field(default={}, description="Of the container.", examples=[{"team": "data"}])
+    pull_policy: Literal["missing", "always", "never"] = Field(
+        default="missing", description="When the image is pulled."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -183,15 +220,43 @@ class ContainerSpec(Frozen):
 class JobSpec(ContainerSpec):
     """A container and how it is run: when others wait, for how long, and how often again."""
 
-    name: str = Field(default="", pattern=r"^[\w.-]{0,64}$")
-    priority: int = Field(default=PRIORITY_NORMAL, ge=0, le=100)
-    #: from the container's start; the wait in the queue is not counted.
-    timeout_seconds: int = Field(default=3600, ge=1, le=366 * 24 * 3600)
-    #: charged tries after the first.
-    max_retries: int = Field(default=3, ge=0, le=1000)
-    retry_exit_codes: tuple[Annotated[int, Field(ge=1, le=255)], ...] = ()
-    #: run again when the container vanished or died with its Engine; it may then have done its work twice.
-    rerun_on_lost: bool = False
+    name: str = Field(
+        default="",
+        pattern=r"^[\w.-]{0,64}$",
+        description="What people know the job by: letters, digits and _.-",
+        examples=["nightly-report"],
+    )
+    priority: int = Field(
+        default=PRIORITY_NORMAL, ge=0, le=100, description="0 to 100; of the jobs that wait the greatest is first."
+    )
+    timeout_seconds: int = Field(
+        default=3600,
+        ge=1,
+        le=366 * 24 * 3600,
+        description="From the container's start; the wait in the queue is not counted.",
+    )
+    max_retries: int = Field(
+        default=3,
+        ge=0,
+        le=1000,
+        description="Tries after the first: of a launch that failed, and by `retry_exit_codes`.",
+    )
+    retry_exit_codes: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field(
+        default=(), description="Exit codes that are run again; any other ends the job.", examples=[[75]]
+    )
+    rerun_on_lost: bool = Field(
+        default=False,
+        description="Run it again when its container vanished or died with its Engine. It may then have done its work "
+        "twice.",
+    )
+
+
+class RunSpec(JobSpec):
+    """A job, and where it must run."""
+
+    host: Text = Field(
+        default="", description="Name of the Docker host that it must run on; empty: any.", examples=["local"]
+    )
 
 
 class EngineAddress(Frozen):

@@ -1,0 +1,214 @@
+"""One job as one flow run, for people and for other flows: queue it, follow it, tell how it ended."""
+
+from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
+
+import logging
+import signal
+import threading
+import time
+from contextlib import suppress
+from typing import Annotated, Any
+
+import httpx
+from django.db import connections
+from django.urls import NoReverseMatch, reverse
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Cancelled, Failed
+from pydantic import Field
+
+from container_manager import shutdown
+from container_manager.conf import get_settings
+from container_manager.exceptions import InvalidTransition, ShuttingDown
+from container_manager.models import ContainerJob, Reason, Status
+from container_manager.queue import queue_manager
+from container_manager.types import BatchResult, JobResult, LoopStats, RoundReport, RunSpec
+from container_manager.waiting import (
+    JobCancelled,
+    JobFailed,
+    JobRefused,
+    JobWatch,
+    describe_result,
+    queue_spec,
+    retry_for,
+)
+
+from .cancelled_runs import CancelledRuns
+from .process_queue import launch_within_limits
+from .reports import completed, emit_changes
+from .own_run import OwnRun
+from .run_log import RunLog
+from .termination import graceful_termination
+
+logger = logging.getLogger("container_manager.flows")
+
+#: Nothing of its own: the tags' and the hosts' limits are the ones that bind.
+MAX_CONCURRENT = 100
+#: seconds; locks and a busy database are waited for.
+TIMEOUT = 30
+#: seconds; how long a cancelled run stays until its container has ended. After 30 it would be killed.
+_CANCEL_SECONDS = 22.0
+#: seconds; between two looks at a job that is being stopped.
+_STOP_LOOK_SECONDS = 0.5
+
+#: What a failed run's state is named, by the reason of its job.
+_STATE_NAMES = {
+    Reason.OOM: "OutOfMemory",
+    Reason.TIMEOUT: "TimedOut",
+    Reason.LAUNCH: "LaunchFailed",
+    Reason.LOST: "Lost",
+    Reason.HOST_INTERRUPTED: "HostInterrupted",
+}
+
+Spec = Annotated[RunSpec, Field(description="What runs, how and where.")]
+
+
+@flow(name="run-container-job")
+def run_container_job(spec: Spec) -> "State[JobResult]":
+    """Queue a job, follow what its container writes, and end as it ends.
+
+    The job waits in the queue as every other. Cancelling this run cancels it; if this process dies, the job goes on.
+    """
+    try:
+        result = _run(spec, OwnRun.current(), is_own_run=True)
+    except JobCancelled as e:
+        return Cancelled(message=_message(e.result), data=e)
+    except JobFailed as e:
+        return Failed(name=_STATE_NAMES.get(Reason(e.result.reason), "Failed"), message=_message(e.result), data=e)
+    except JobRefused as e:
+        return Failed(name="Refused", message=str(e), data=e)
+    return completed(describe_result(result), result)
+
+
+def run_job(spec: RunSpec) -> JobResult:
+    """The same without a flow run of its own: a step of whatever flow or task calls it, and cancelled with its flow.
+
+    Raises `JobFailed`, `JobCancelled` and `JobRefused`. Sync only; in several threads, as by `task(run_job).map`.
+    """
+    try:
+        return _run(spec, OwnRun.current(), is_own_run=False)
+    finally:
+        if threading.current_thread() is not threading.main_thread():
+            # A thread's connections are nobody's once it has ended.
+            connections.close_all()
+
+
+def result_in(state: "State[Any]") -> JobResult:
+    """The result in the final state of a flow run that ran elsewhere, as `run_deployment` returns it.
+
+    Raises `ValueError` if there is none: the run was refused or crashed.
+    """
+    message = (state.message or "").strip()
+    return JobResult.model_validate_json(message.splitlines()[-1] if message else "")
+
+
+def _run(spec: RunSpec, run: OwnRun, *, is_own_run: bool) -> JobResult:
+    flow_run_id = str(run.flow_run_id) if run.flow_run_id else None
+    job = _earlier_job(flow_run_id, run) if flow_run_id and is_own_run and run.is_rerun else None
+    if job is None:
+        job = queue_spec(spec, flow_run_id=flow_run_id, created_by=f"flow run {run.name}" if run.name else "")
+    logger.info("job %s is its job: %s", job.pk, _page(job), extra={"job": job.pk})
+    watch = JobWatch(job, RunLog(run, job.pk))
+    try:
+        with graceful_termination():
+            _wait(watch, run)
+            is_left = shutdown.is_stopping() and not watch.has_ended()
+        if is_left:
+            _leave(watch, run)
+        return _judge(watch.result())
+    finally:
+        watch.close()
+
+
+def _earlier_job(flow_run_id: str, run: OwnRun) -> ContainerJob | None:
+    """The job of a run that is run again is still the same; queued anew if it has failed and that was told."""
+    job: ContainerJob | None = ContainerJob.objects.filter(flow_run_id=flow_run_id).order_by("-pk").first()
+    if job is not None and job.status in (Status.FAILED, Status.CANCELLED) and not run.was_rescheduled():
+        retry_for(job, flow_run_id)
+    return job
+
+
+def _wait(watch: JobWatch, run: OwnRun) -> None:
+    """Beside whatever passes there are; and as one, while there is none."""
+    # An API that is away must hold up neither the job nor the others.
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: min(1, PREFECT_CLIENT_MAX_RETRIES.value())}):
+        queue_manager.process_queue_until(
+            watch.has_ended,
+            MAX_CONCURRENT,
+            timeout=TIMEOUT,
+            launch=_launch if run.flow_run_id else None,
+            cancelled_runs=CancelledRuns() if run.flow_run_id else None,
+            on_round=_Rounds(watch.job.pk).report if run.flow_run_id else lambda report: None,
+        )
+
+
+def _launch(max_concurrent: int, timeout: float) -> BatchResult:
+    """The launch task; without it, and within the last limits, while the API is away."""
+    try:
+        return launch_within_limits(max_concurrent, timeout)
+    except (httpx.HTTPError, PrefectException) as e:
+        logger.warning("the launch can't be recorded: %s", e or type(e).__name__)
+        return queue_manager.launch_next_batch(max_concurrent, timeout)
+
+
+class _Rounds:
+    """Tells what the rounds did that were done here."""
+
+    def __init__(self, job_id: int) -> None:
+        self._job_id = job_id
+        self._told: set[str] = set()
+
+    def report(self, report: RoundReport) -> None:
+        emit_changes(LoopStats().plus(report))
+        for anomaly in report.anomalies:
+            self._tell(logging.WARNING, anomaly)
+        if report.batch.limit:
+            self._tell(logging.INFO, f"jobs wait: {report.batch.limit}")
+
+    def _tell(self, level: int, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            logger.log(level, "%s", text, extra={"job": self._job_id})
+
+
+def _leave(watch: JobWatch, run: OwnRun) -> None:
+    """We were told to end. Cancelled: stop the job first. Else only this process is to end, and the job goes on."""
+    if not run.is_cancelled():
+        why = f"its process was told to end; job {watch.job.pk} goes on"
+        logger.warning("%s", why)
+        run.reschedule(why)
+        signal.raise_signal(signal.SIGTERM)
+        # Whoever handles it here wants more than to end.
+        raise ShuttingDown
+    with suppress(InvalidTransition):
+        queue_manager.cancel_job(watch.job)
+    until = time.monotonic() + _CANCEL_SECONDS
+    while not watch.has_ended() and time.monotonic() < until:
+        queue_manager.look_after(watch.job)
+        time.sleep(_STOP_LOOK_SECONDS)
+
+
+def _judge(result: JobResult) -> JobResult:
+    if result.status == "completed":
+        return result
+    if result.status == "failed":
+        raise JobFailed(result)
+    raise JobCancelled(result)
+
+
+def _message(result: JobResult) -> str:
+    """For people first; the last line is for programs."""
+    parts = [describe_result(result)]
+    if result.stderr_tail:
+        parts.append(f"the end of stderr:\n{result.stderr_tail.rstrip()}")
+    return "\n".join([*parts, result.model_dump_json(exclude_defaults=True)])
+
+
+def _page(job: ContainerJob) -> str:
+    """Where the job is shown, as far as this project shows it."""
+    try:
+        return get_settings().SITE_URL + reverse("admin:container_manager_containerjob_change", args=[job.pk])
+    except NoReverseMatch:
+        return f"{job.label}, no page shows it"

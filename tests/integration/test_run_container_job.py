@@ -1,0 +1,355 @@
+"""One job as one flow run, recorded by a real Prefect server, with a real Engine below it."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import docker
+import pytest
+from django.db import connections
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import Log, State
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
+from prefect.types.entrypoint import EntrypointType
+
+from container_manager.models import ContainerJob, Status
+from container_manager.queue import queue_manager
+from container_manager.types import JobResult, RunSpec
+from container_manager.waiting import JobFailed, JobRefused
+from flows.process_queue import process_queue
+from flows.run_container_job import result_in, run_container_job, run_job
+from tests.conftest import ROOT, database_url, wait_until
+from tests.integration.cable import Cable
+from tests.integration.conftest import most_alive
+
+pytestmark = pytest.mark.usefixtures("prefect_api", "docker_host")
+
+on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
+
+
+def prefect(*arguments: str) -> None:
+    """As a person types it."""
+    subprocess.run(
+        [sys.executable, "-m", "prefect", *arguments],
+        env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}, check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def spec(script: str, **fields: Any) -> RunSpec:
+    return RunSpec(image="busybox", command=["sh", "-c", script], **fields)
+
+
+def logs_of(flow_run_id: UUID | str) -> list[Log]:
+    with get_client(sync_client=True) as client:
+        chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+        return client.read_logs(chosen, limit=200)
+
+
+def output_of(flow_run_id: UUID | str) -> list[tuple[str, int]]:
+    """What the container wrote, as the run's log has it."""
+    return [(log.message, log.level) for log in logs_of(flow_run_id) if log.name.startswith("job-")]
+
+
+@contextmanager
+def running(call: Callable[[], Any]) -> Iterator[Future[Any]]:
+    """`call` in a thread, as a flow run that goes on while the test looks."""
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as e:  # noqa: BLE001 (the test raises it)
+            done.set_exception(e)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=copy_context().run, args=(run,))
+    thread.start()
+    try:
+        yield done
+    finally:
+        for job in ContainerJob.objects.filter(finished_at__isnull=True):
+            ContainerJob.objects.filter(pk=job.pk).update(cancel_requested_at=job.created_at)
+        thread.join(60)
+    assert not thread.is_alive()
+
+
+def has_ended(job: ContainerJob) -> bool:
+    job.refresh_from_db()
+    return job.finished_at is not None
+
+
+def running_job() -> ContainerJob:
+    return wait_until(lambda: ContainerJob.objects.running().first())
+
+
+def test_a_run_ends_as_its_job_does_and_tells_all_about_it(database: str) -> None:
+    state = run_container_job(
+        spec("echo out; echo err >&2", name="hello", host="local", environment={"A": "b"}), return_state=True
+    )
+
+    job = ContainerJob.objects.get()
+    result = state.result()
+    assert (state.name, result_in(state)) == ("Completed", result)
+    assert (job.flow_run_id, job.pinned_host.name, job.environment) == (
+        str(state.state_details.flow_run_id), "local", {"A": "b"},
+    )  # fmt: skip
+    assert isinstance(result, JobResult)
+    assert (result.job_id, result.name, result.status, result.exit_code, result.attempt, result.host) == (
+        job.pk, "hello", "completed", 0, 1, "local",
+    )  # fmt: skip
+    assert (result.stdout_tail, result.stderr_tail) == ("out\n", "err\n")
+    assert result.queued_at <= result.launched_at <= result.finished_at
+
+
+def test_what_the_container_writes_is_in_the_runs_log_while_it_runs(database: str) -> None:
+    with running(lambda: run_container_job(spec("echo out; sleep 1; echo err >&2; sleep 60"))):
+        job = running_job()
+        wait_until(lambda: output_of(job.flow_run_id) == [("out", logging.INFO)], 10)
+        wait_until(lambda: output_of(job.flow_run_id) == [("out", logging.INFO), ("err", logging.WARNING)], 10)
+        job.refresh_from_db()
+
+    assert job.status == Status.RUNNING
+
+
+def test_a_run_fails_with_the_exit_code_and_the_end_of_stderr(database: str) -> None:
+    state = run_container_job(spec("echo why >&2; exit 3"), return_state=True)
+
+    with pytest.raises(JobFailed, match=r"job \d+ failed on host local: exited with code 3") as caught:
+        state.result()
+    assert (state.type.value, state.name) == ("FAILED", "Failed")
+    assert "the end of stderr:\nwhy\n" in state.message
+    assert result_in(state) == caught.value.result
+    assert (caught.value.result.exit_code, caught.value.result.stderr_tail) == (3, "why\n")
+
+
+def test_a_run_that_is_cancelled_stops_its_container(database: str) -> None:
+    with running(lambda: run_container_job(spec("sleep 60", retry_exit_codes=[143]), return_state=True)) as done:
+        job = running_job()
+        prefect("flow-run", "cancel", job.flow_run_id)
+        state = done.result(30)
+
+    job.refresh_from_db()
+    assert (job.status, job.exit_code) == (Status.CANCELLED, 143)
+    assert state.is_cancelled()
+
+
+def own_environment() -> dict[str, str]:
+    return os.environ | {
+        "DATABASE_URL": database_url(),
+        "DJANGO_SETTINGS_MODULE": "container_manager.settings",
+        "PREFECT_API_URL": PREFECT_API_URL.value(),
+    }
+
+
+def start_process(job_spec: RunSpec) -> "subprocess.Popen[bytes]":
+    """The flow in a process of its own."""
+    program = (
+        "import sys; from flows.run_container_job import *; run_container_job(RunSpec.model_validate_json(sys.argv[1]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, job_spec.model_dump_json()], cwd=ROOT, env=own_environment()
+    )
+
+
+def state_of(flow_run_id: UUID | str) -> State:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(UUID(str(flow_run_id))).state
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["told", "killed"])
+def test_a_cancelled_run_stops_its_container_whatever_becomes_of_its_process(
+    database: str, engine: docker.DockerClient, number: signal.Signals
+) -> None:
+    process = start_process(spec("sleep 300"))
+    job = running_job()
+
+    prefect("flow-run", "cancel", job.flow_run_id)
+    process.send_signal(number)
+    process.wait(40)
+    # What was killed can do no more; the passes find the rest.
+    wait_until(lambda: has_ended(job) or (process_queue() and None))
+
+    assert (job.status, job.reason, job.exit_code) == (Status.CANCELLED, "cancelled", 143)
+    assert state_of(job.flow_run_id).name == ("Cancelling" if number == signal.SIGKILL else "Cancelled")
+    with pytest.raises(docker.errors.NotFound):
+        engine.containers.get(job.container_id)
+
+
+def recorded_run(state: State, parent: UUID | None = None) -> UUID:
+    """A flow run whose process is no more."""
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(run_container_job, parameters={}, parent_task_run_id=parent, state=Running())
+        client.set_flow_run_state(run.id, state, force=True)
+        return run.id
+
+
+def queue_for(flow_run_id: UUID) -> ContainerJob:
+    job = ContainerJob.objects.build(image="busybox", command=["sleep", "60"])
+    job.flow_run_id = str(flow_run_id)
+    return queue_manager.queue_job(job)
+
+
+@pytest.mark.parametrize("state", [Cancelling(), Cancelled()], ids=["cancelling", "cancelled"])
+def test_a_pass_cancels_what_is_queued_for_a_cancelled_run(database: str, state: State) -> None:
+    job, other = queue_for(recorded_run(state)), queue_for(recorded_run(Running()))
+
+    process_queue()
+
+    job.refresh_from_db()
+    other.refresh_from_db()
+    assert (job.status, other.status) == (Status.CANCELLED, Status.RUNNING)
+
+
+@on_postgres
+def test_a_pass_cancels_the_jobs_of_a_cancelled_runs_steps(database: str) -> None:
+    parent = recorded_run(Cancelling())
+    with get_client(sync_client=True) as client:
+        step = client.create_task_run(task(run_job), parent, "0")
+    job = queue_for(recorded_run(Running(), parent=step.id))
+
+    process_queue()
+
+    job.refresh_from_db()
+    assert job.status == Status.CANCELLED
+
+
+@on_postgres
+@pytest.mark.parametrize("state", [Crashed(), Failed(), Completed()], ids=["crashed", "failed", "completed"])
+def test_a_job_goes_on_without_the_run_that_waited_for_it(database: str, state: State) -> None:
+    job = queue_for(recorded_run(state))
+
+    process_queue()
+
+    job.refresh_from_db()
+    assert job.status == Status.RUNNING
+
+
+@on_postgres
+def test_a_cancelled_runs_job_that_is_run_anew_is_not_cancelled_again(database: str) -> None:
+    job = queue_for(recorded_run(Cancelled()))
+    process_queue()
+
+    queue_manager.retry_job(job)
+    process_queue()
+
+    job.refresh_from_db()
+    assert (job.status, job.flow_run_id) == (Status.RUNNING, None)
+
+
+def test_twenty_steps_of_a_flow_keep_to_the_tags_limit(database: str, events: list[dict]) -> None:
+    prefect("concurrency-limit", "create", "container-job", "4")
+
+    @flow
+    def fan_out() -> list[JobResult]:
+        step = task(run_job)
+        return step.map([spec(f"echo {number}; sleep 0.5") for number in range(20)]).result()
+
+    results = fan_out()
+
+    assert [result.stdout_tail for result in results] == [f"{number}\n" for number in range(20)]
+    assert {result.status for result in results} == {"completed"}
+    assert most_alive(events) <= 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"host": "elsewhere"}, "host: elsewhere: no such host; there are: local"),
+        ({"secret_environment": {"TOKEN": "a"}}, "secret_environment: needs the setting SECRET_RESOLVER"),
+        ({"mounts": [{"type": "bind", "source": "/etc", "target": "/etc"}]}, "mounts: /etc is not below"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+@on_postgres
+def test_a_run_is_refused_what_is_not_allowed(database: str, fields: dict[str, Any], complaint: str) -> None:
+    state = run_container_job(spec("true", **fields), return_state=True)
+
+    with pytest.raises(JobRefused, match=re.escape(complaint)):
+        state.result()
+    assert (state.type.value, state.name, ContainerJob.objects.count()) == ("FAILED", "Refused", 0)
+
+
+@on_postgres
+@pytest.mark.parametrize("option", ["privileged", "devices", "pid_mode"])
+def test_a_run_knows_no_option_that_is_denied(database: str, option: str) -> None:
+    state = run_container_job({"image": "busybox", option: "host"}, return_state=True)
+
+    assert state.type.value == "FAILED"
+    assert f"`{option}` is denied" in state.message
+    assert not ContainerJob.objects.exists()
+
+
+@pytest.fixture
+def cable(prefect_api: str) -> Iterator[Cable]:
+    """Between this process and the API."""
+    cable = Cable(urlsplit(prefect_api).port)
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{cable.port}/api"}):
+        yield cable
+        # What this process has still to tell it would fail once it is cut.
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
+    cable.cut()
+
+
+@on_postgres
+def test_a_run_goes_on_while_the_api_is_away_and_loses_none_of_the_output(
+    database: str, prefect_api: str, cable: Cable, engine: docker.DockerClient
+) -> None:
+    job_spec = spec("for n in 1 2 3 4 5; do echo $n; sleep 1; done")
+
+    with running(lambda: run_container_job(job_spec, return_state=True)) as done:
+        job = running_job()
+        cable.cut()
+        wait_until(lambda: b"3" in engine.containers.get(job.container_id).logs())
+        cable.mend()
+        state = done.result(60)
+
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        assert state_of(job.flow_run_id).is_completed()
+        assert [line for line, _ in output_of(job.flow_run_id)] == list("12345")
+    assert state.is_completed()
+
+
+def start_deployed(flow_run_id: UUID) -> "subprocess.Popen[bytes]":
+    """A flow run of a deployment, as whoever serves it starts it."""
+    return subprocess.Popen([sys.executable, "-m", "prefect.engine", str(flow_run_id)], cwd=ROOT, env=own_environment())
+
+
+@on_postgres
+def test_a_run_whose_process_is_told_to_end_goes_on_in_the_next_one(database: str) -> None:
+    deployment = run_container_job.to_deployment(name="test", entrypoint_type=EntrypointType.MODULE_PATH)
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(
+            deployment.apply(), parameters={"spec": spec("echo begun; sleep 6; exit 3").model_dump(mode="json")}
+        )
+    first = start_deployed(run.id)
+    job = running_job()
+
+    first.terminate()
+    code = first.wait(20)
+    left, status = state_of(run.id), ContainerJob.objects.get().status
+    second = start_deployed(run.id)
+    second.wait(60)
+
+    job.refresh_from_db()
+    assert (code, left.name, left.type.value, status) == (0, "Rescheduled", "SCHEDULED", Status.RUNNING)
+    assert (job.status, job.attempt) == (Status.FAILED, 1)
+    assert result_in(state_of(run.id)).job_id == job.pk
+    assert (state_of(run.id).name, ContainerJob.objects.count()) == ("Failed", 1)
