@@ -75,7 +75,8 @@ class LiveLog:
             return
         for reader in self._readers:
             reader.complete(None if stored is None else stored[reader.stream])
-        while not self._tell_once(is_last=True) and time.monotonic() < until:
+        # Twice: first what has waited, then the rest.
+        while not (self._tell_once() and self._tell_once(is_last=True)) and time.monotonic() < until:
             time.sleep(_TELL_SECONDS)
 
     def _keep_telling(self) -> None:
