@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from typing import NamedTuple
 
 from .conf import get_settings
 from .containers import container_name
@@ -18,20 +19,27 @@ logger = logging.getLogger(__name__)
 _NOT_RUNNING = ("created", "exited", "dead")
 
 
-def collect(view: View, instance_id: str) -> list[str]:
-    """Remove what attempts that are over have left; what a person should look at, a sentence each."""
+class Leftovers(NamedTuple):
+    #: How many were removed.
+    removed: int = 0
+    #: What a person should look at, a sentence each.
+    anomalies: tuple[str, ...] = ()
+
+
+def collect(view: View, instance_id: str, *, dry_run: bool = False) -> Leftovers:
+    """Remove what attempts that are over have left; with `dry_run` only say so."""
     strays = [
         (container, host.connection)
         for host in view.hosts
         for container in _unclaimed(host.containers, host.claimed_ids)
     ]
     if not strays:
-        return []
+        return Leftovers()
     # Read after the lists: a job that was launched meanwhile is known by now.
     job_ids = {container.job_id for container, _ in strays if container.job_id is not None}
     rows = {row.pk: row for row in ContainerJob.objects.filter(pk__in=job_ids)}
     kept = _kept(set(rows))
-    procedures = []
+    removals, kills = [], []
     anomalies = []
     for container, connection in strays:
         row = rows.get(container.job_id or 0)
@@ -45,15 +53,14 @@ def collect(view: View, instance_id: str) -> list[str]:
             )
         elif container.state in _NOT_RUNNING:
             if container.id not in kept:
-                procedures.append((_remove(container, connection), connection))
+                removals.append((_remove(container, connection), connection))
         elif container.id in _known_ids(row, container):
             anomalies.append(_says(container, connection, "ran on after its attempt was over; stopped"))
-            procedures.append((_kill(container, connection), connection))
+            kills.append((_kill(container, connection), connection))
         else:
             anomalies.append(_says(container, connection, f"is {container.state}, its attempt is over; left as it is"))
-    for _ in drive(procedures):
-        pass
-    return anomalies
+    removed = len(removals) if dry_run else sum(drive([*removals, *kills]))
+    return Leftovers(removed, tuple(anomalies))
 
 
 def _unclaimed(containers: dict[str, ContainerSummary], claimed: set[str]) -> list[ContainerSummary]:
@@ -69,12 +76,15 @@ def _kept(job_ids: set[int]) -> set[str | None]:
     return set(rows.order_by().values_list("container_id", flat=True))
 
 
-def _remove(container: ContainerSummary, connection: HostConnection) -> Steps[None]:
+def _remove(container: ContainerSummary, connection: HostConnection) -> Steps[bool]:
+    """Whether it was removed."""
     try:
         yield partial(connection.engine.remove, container.id)
     except EngineError as e:
         # A later pass tries again.
         logger.info("container %s: not removed yet: %s", container.name, e)
+        return False
+    return True
 
 
 def _known_ids(row: ContainerJob, container: ContainerSummary) -> set[str]:
@@ -83,12 +93,13 @@ def _known_ids(row: ContainerJob, container: ContainerSummary) -> set[str]:
     return set(attempts.values_list("container_id", flat=True))
 
 
-def _kill(container: ContainerSummary, connection: HostConnection) -> Steps[None]:
-    """Without a grace: what it was to do is over, and may be done again elsewhere."""
+def _kill(container: ContainerSummary, connection: HostConnection) -> Steps[bool]:
+    """Without a grace: what it was to do is over, and may be done again elsewhere. False: it is not removed yet."""
     try:
         yield partial(connection.engine.signal, container.id, "SIGKILL")
     except EngineError as e:
         logger.info("container %s: not stopped yet: %s", container.name, e)
+    return False
 
 
 def _says(container: ContainerSummary, connection: HostConnection, what: str) -> str:

@@ -98,11 +98,14 @@ class Settings(BaseModel):
     SECRET_RESOLVER: str | None = None
     #: str, "". The site's address, such as `https://jobs.example`, for links to a job's page.
     SITE_URL: str = ""
-    #: int, 14 and 90. Retention of logs and of ended jobs.
+    #: int, 14 and 90. Retention of logs and of ended jobs; 0: until the next purge.
     KEEP_LOGS_DAYS: int = Field(default=14, ge=0)
     KEEP_JOBS_DAYS: int = Field(default=90, ge=0)
     #: float, 0 = removed at once. How long the container of a failed job is kept for a look.
     KEEP_FAILED_CONTAINERS_SECONDS: float = Field(default=0, ge=0, allow_inf_nan=False)
+    #: int, 1 and 14. Retention of our flow runs at the Prefect server: of passes that had nothing to do, and of all.
+    KEEP_IDLE_RUNS_DAYS: int = Field(default=1, ge=0)
+    KEEP_RUNS_DAYS: int = Field(default=14, ge=0)
 
 
 def get_settings() -> Settings:

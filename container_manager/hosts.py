@@ -121,8 +121,11 @@ class Hosts:
         """The hosts that answered this process last; None: it has not asked yet."""
         return set(self._reached) if self._reached_at else None
 
-    def reach(self) -> tuple[dict[int, HostConnection], list[str]]:
-        """The hosts in use that answer with the id they are known by, and a sentence per host that does not."""
+    def reach(self, *, also_drained: bool = False) -> tuple[dict[int, HostConnection], list[str]]:
+        """The hosts in use that answer with the id they are known by, and a sentence per host that does not.
+
+        `also_drained`: those, too, that are in use no more.
+        """
         refuse_in_transaction()
         if self._pid != os.getpid():
             # Sockets and threads of the parent are no use after a fork.
@@ -130,9 +133,8 @@ class Hosts:
         asked: list[HostConnection] = []
         problems: list[str] = []
         is_fresh = Q(last_seen_at__gt=from_now(-_SEEN_SECONDS))
-        for host in DockerHost.objects.in_use().annotate(
-            is_stale=Case(When(is_fresh, then=Value(False)), default=Value(True))
-        ):
+        hosts = DockerHost.objects.order_by("pk") if also_drained else DockerHost.objects.in_use()
+        for host in hosts.annotate(is_stale=Case(When(is_fresh, then=Value(False)), default=Value(True))):
             try:
                 connection = self._connect(host)
                 connection.is_stale = host.is_stale or bool(host.last_error)  # type: ignore[attr-defined] # annotated

@@ -26,10 +26,11 @@ from .locks import transaction_within
 from .models import ENDED, ContainerJob, DockerHost, Installation, Reason, Status
 from .observing import observe
 from .pulling import Pulls
+from .purging import purge
 from .recovering import end_with_host, recover
 from .rounds import OnRound, Rounds
 from .transitions import locked, move, move_many, show
-from .types import BatchResult, EndedJob, Limits, LoopStats, QueueMetrics
+from .types import BatchResult, EndedJob, Limits, LoopStats, PurgeReport, QueueMetrics
 
 #: seconds; a claim alone gives a promotion this long.
 _PROMOTE_SECONDS = 10
@@ -265,6 +266,11 @@ class QueueManager:
             enforce(view)
             recover(view)
         return ended
+
+    def purge(self, *, dry_run: bool = False) -> PurgeReport:
+        """Remove containers, logs and jobs that the settings KEEP_… keep no longer; with `dry_run` only count them."""
+        with self._one_at_a_time:
+            return purge(self._hosts, dry_run=dry_run)
 
     def engine_of(self, host: DockerHost) -> Engine | None:
         """An engine of the caller's own, for streams that last; None: the host's address is not allowed here."""

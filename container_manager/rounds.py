@@ -74,7 +74,7 @@ class Rounds:
             listening.watch(connections, installation.instance_id)
         stopped = enforce(view)
         recovered = recover(view)
-        anomalies += collect(view, installation.instance_id)
+        anomalies += collect(view, installation.instance_id).anomalies
         self._pulls.settle()
         batch = BatchResult()
         if not self._is_stopping() and has_ready():
@@ -136,7 +136,7 @@ class Rounds:
                         if is_done():
                             return
                         if is_due or time.monotonic() >= look_at:
-                            is_ours = lease.is_free() and lease.acquire()
+                            is_ours = bool(self._pulls) or (lease.is_free() and lease.acquire())
                             if is_ours:
                                 look_at = time.monotonic() + _BACKSTOP_SECONDS
                             if (is_ours or is_due) and one_at_a_time.acquire(blocking=False):

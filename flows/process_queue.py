@@ -30,6 +30,9 @@ logger = logging.getLogger("container_manager.flows")
 #: seconds; far above any pass, which waits for its pulls at most. A pass that is cut off there is recovered.
 BACKSTOP_SECONDS = 1800
 
+#: The name of the state of a pass that had nothing to do.
+IDLE = "Idle"
+
 MaxConcurrent = Annotated[int, Field(ge=1, description="Most containers alive at once; tags may set it lower.")]
 Timeout = Annotated[float, Field(gt=0, description="Seconds that locks and a busy database are waited for.")]
 WorkSeconds = Annotated[float, Field(ge=0, description="How long to stay and keep the slots full; 0: one round.")]
@@ -73,7 +76,7 @@ def process_queue(
             if not shutdown.is_stopping():
                 # It takes seconds if the server has gone, and a stop is waited for.
                 show_queue(queue_manager.get_worker_metrics(), stats)
-    return completed(summary_of(stats), stats, name="Idle" if stats.is_idle else "Completed")
+    return completed(summary_of(stats), stats, name=IDLE if stats.is_idle else "Completed")
 
 
 def launch_within_limits(max_concurrent: int, timeout: float) -> BatchResult:

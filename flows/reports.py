@@ -10,7 +10,7 @@ from prefect.events import emit_event
 from prefect.states import Completed
 from pydantic import BaseModel
 
-from container_manager.types import HostLoad, LoopStats, QueueMetrics
+from container_manager.types import HostLoad, LoopStats, PurgeReport, QueueMetrics
 
 from .api import level_of
 from .links import job_links, job_url
@@ -46,6 +46,20 @@ def summary_of(stats: LoopStats) -> str:
     if stats.limit:
         parts.append(stats.limit)
     return ", ".join(parts)
+
+
+def summary_of_purge(report: PurgeReport) -> str:
+    """`removed 3 containers, 12 logs, 4 jobs`; what is zero is left out."""
+    counts = (
+        ("containers", report.containers),
+        ("logs", report.logs),
+        ("jobs", report.jobs),
+        ("idle flow runs", report.idle_runs),
+        ("flow runs", report.runs),
+        ("artifacts", report.artifacts),
+    )
+    parts = [f"{count} {what}" for what, count in counts if count]
+    return f"{'would remove' if report.dry_run else 'removed'} {', '.join(parts) or 'nothing'}"
 
 
 def show_queue(metrics: QueueMetrics, stats: LoopStats) -> None:

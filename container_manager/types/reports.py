@@ -210,6 +210,23 @@ class ProcessReport(Frozen):
         return tuple(JobError(job_id=job.job_id, error=job.error) for job in self.jobs if not job.success)
 
 
+class PurgeReport(Frozen):
+    """What one purge removed; of a dry run, what it would have removed."""
+
+    dry_run: bool = False
+    #: of attempts that are over.
+    containers: int = 0
+    #: attempts whose logs were removed.
+    logs: int = 0
+    jobs: int = 0
+    #: flow runs that had nothing to do, the other ones, and the artifacts of both.
+    idle_runs: int = 0
+    runs: int = 0
+    artifacts: int = 0
+    #: what a person should look at, a sentence each.
+    anomalies: tuple[str, ...] = ()
+
+
 ReportT = TypeVar("ReportT", LoopStats, ProcessReport)
 
 

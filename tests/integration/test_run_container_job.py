@@ -353,3 +353,30 @@ def test_a_run_whose_process_is_told_to_end_goes_on_in_the_next_one(database: st
     assert (job.status, job.attempt) == (Status.FAILED, 1)
     assert result_in(state_of(run.id)).job_id == job.pk
     assert (state_of(run.id).name, ContainerJob.objects.count()) == ("Failed", 1)
+
+
+def resolve(reference: str) -> str:
+    return f"value of {reference}\nin two lines"
+
+
+@on_postgres
+def test_a_secret_is_in_no_log_and_no_result(database: str, settings: Any) -> None:
+    settings.CONTAINER_MANAGER = {"SECRET_RESOLVER": f"{__name__}.resolve"}
+    job_spec = spec('echo "$TOKEN"; sleep 1; echo "$TOKEN" >&2; false', secret_environment={"TOKEN": "vault:a"})
+
+    state = run_container_job(job_spec, return_state=True)
+
+    run_id = state.state_details.flow_run_id
+    APILogWorker.drain_all(timeout=10)
+    assert [line for line, _ in output_of(run_id)] == ["***", "***"] * 2
+    assert not [log.message for log in logs_of(run_id) if "value of" in log.message or "two lines" in log.message]
+    assert result_in(state).stderr_tail == "***\n"
+    assert "value of" not in state.message
+
+
+@on_postgres
+def test_what_can_not_be_masked_is_not_shown(database: str, settings: Any) -> None:
+    """Another process, which can read the secret, has launched the job."""
+    settings.CONTAINER_MANAGER = {"SECRET_RESOLVER": f"{__name__}.resolve"}
+    with running(lambda: run_container_job(spec("echo $TOKEN", secret_environment={"TOKEN": "a"}), return_state=True)):
+        pass

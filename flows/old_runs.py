@@ -1,0 +1,131 @@
+"""Flow runs of ours that are over: deleted with what Prefect leaves of them, so that its database does not grow."""
+
+from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterEndTime,
+    FlowRunFilterStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.exceptions import ObjectNotFound
+
+
+from container_manager import shutdown
+from container_manager.conf import Settings
+
+from .process_jobs import process_jobs
+from .process_queue import IDLE, process_queue
+from .run_container_job import run_container_job
+
+#: Flows of which no run takes long, and all of ours.
+_SHORT_FLOWS = (process_queue.name, process_jobs.name, "purge")
+OUR_FLOWS = (*_SHORT_FLOWS, run_container_job.name)
+#: The API deletes no more at once, and returns no more.
+_BULK, _PAGE = 50, 200
+
+
+class OldRuns:
+    """The runs of some flows that a filter finds."""
+
+    def __init__(self, flow_names: Sequence[str], chosen: FlowRunFilter) -> None:
+        self._flows = FlowFilter(name=FlowFilterName(any_=list(flow_names)))
+        self._chosen = chosen
+
+    def count(self, client: SyncPrefectClient) -> int:
+        body = {"flows": self._flows.model_dump(mode="json"), "flow_runs": self._chosen.model_dump(mode="json")}
+        return int(client.request("POST", "/flow_runs/count", json=body).json())
+
+    def delete(self, client: SyncPrefectClient) -> tuple[int, int]:
+        """How many runs, and how many artifacts. Ends early when a stop is asked for: the next one goes on."""
+        runs = artifacts = 0
+        for run_ids in self._pages(client):
+            # First: once their run is gone nobody finds them.
+            artifacts += _delete_artifacts(client, run_ids)
+            runs += sum(_delete(client, run_ids[start : start + _BULK]) for start in range(0, len(run_ids), _BULK))
+        return runs, artifacts
+
+    def _pages(self, client: SyncPrefectClient) -> Iterator[list[UUID]]:
+        """Each is of the first runs: those of the page before must be gone by then."""
+        known: set[UUID] = set()
+        while not shutdown.is_stopping():
+            page = client.read_flow_runs(flow_filter=self._flows, flow_run_filter=self._chosen, limit=_PAGE)
+            run_ids = [run.id for run in page]
+            if not set(run_ids) - known:
+                return
+            known = set(run_ids)
+            yield run_ids
+
+
+def idle(settings: Settings) -> OldRuns:
+    """Passes that had nothing to do."""
+    return OldRuns(
+        (process_queue.name,),
+        FlowRunFilter(
+            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[IDLE])),
+            end_time=FlowRunFilterEndTime(before_=_days_ago(settings.KEEP_IDLE_RUNS_DAYS)),
+        ),
+    )
+
+
+def ended(settings: Settings) -> OldRuns:
+    return OldRuns(
+        OUR_FLOWS,
+        FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))),
+            end_time=FlowRunFilterEndTime(before_=_days_ago(settings.KEEP_RUNS_DAYS)),
+        ),
+    )
+
+
+def abandoned(settings: Settings) -> OldRuns:
+    """What still counts as running, since nobody was left to say how it ended."""
+    unended = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    return OldRuns(
+        _SHORT_FLOWS,
+        FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unended)),
+            start_time=FlowRunFilterStartTime(before_=_days_ago(max(1, settings.KEEP_RUNS_DAYS))),
+        ),
+    )
+
+
+def _days_ago(days: int) -> Any:
+    return datetime.now(UTC) - timedelta(days=days)
+
+
+def _delete(client: SyncPrefectClient, run_ids: list[UUID]) -> int:
+    """Their states, task runs and logs go with them; their events by the server's own retention."""
+    answer = client.request(
+        "POST",
+        "/flow_runs/bulk_delete",  # type: ignore[arg-type] # the client's list of paths lacks it
+        json={"flow_runs": {"id": {"any_": [str(run_id) for run_id in run_ids]}}, "limit": _BULK},
+    )
+    return len(answer.json()["deleted"])
+
+
+def _delete_artifacts(client: SyncPrefectClient, run_ids: list[UUID]) -> int:
+    chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=run_ids))
+    deleted = 0
+    while found := client.read_artifacts(artifact_filter=chosen, limit=_PAGE):
+        for artifact in found:
+            try:
+                client.delete_artifact(artifact.id)
+            except ObjectNotFound:
+                # Another purge was the faster.
+                continue
+            deleted += 1
+    return deleted
