@@ -7,12 +7,13 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import httpx
 from django.db import connections
 from django.urls import NoReverseMatch, reverse
-from prefect import flow
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -66,26 +67,19 @@ Spec = Annotated[RunSpec, Field(description="What runs, how and where.")]
 
 
 @flow(name="run-container-job")
-def run_container_job(spec: Spec) -> "State[JobResult]":
+def run_container_job(spec: Spec) -> JobResult:
     """Queue a job, follow what its container writes, and end as it ends.
 
     The job waits in the queue as every other. Cancelling this run cancels it; if this process dies, the job goes on.
     """
-    try:
-        result = _run(spec, OwnRun.current(), is_own_run=True)
-    except JobCancelled as e:
-        return Cancelled(message=_message(e.result), data=e)
-    except JobFailed as e:
-        return Failed(name=_STATE_NAMES.get(Reason(e.result.reason), "Failed"), message=_message(e.result), data=e)
-    except JobRefused as e:
-        return Failed(name="Refused", message=str(e), data=e)
-    return completed(describe_result(result), result)
+    # Prefect makes the state that is returned the run's, and hands its data, or raises it, to whoever called.
+    return cast(JobResult, _run_to_state(spec))
 
 
 def run_job(spec: RunSpec) -> JobResult:
     """The same without a flow run of its own: a step of whatever flow or task calls it, and cancelled with its flow.
 
-    Raises `JobFailed`, `JobCancelled` and `JobRefused`. Sync only; in several threads, as by `task(run_job).map`.
+    Raises `JobFailed`, `JobCancelled` and `JobRefused`. Sync only; several threads may.
     """
     try:
         return _run(spec, OwnRun.current(), is_own_run=False)
@@ -95,6 +89,12 @@ def run_job(spec: RunSpec) -> JobResult:
             connections.close_all()
 
 
+@task(name="container-job", cache_policy=NO_CACHE)
+def container_job(spec: RunSpec) -> JobResult:
+    """`run_job` as a task: `container_job(spec)`, or for many at once `container_job.map(specs)`."""
+    return run_job(spec)
+
+
 def result_in(state: "State[Any]") -> JobResult:
     """The result in the final state of a flow run that ran elsewhere, as `run_deployment` returns it.
 
@@ -102,6 +102,18 @@ def result_in(state: "State[Any]") -> JobResult:
     """
     message = (state.message or "").strip()
     return JobResult.model_validate_json(message.splitlines()[-1] if message else "")
+
+
+def _run_to_state(spec: RunSpec) -> "State[JobResult]":
+    try:
+        result = _run(spec, OwnRun.current(), is_own_run=True)
+    except JobCancelled as e:
+        return Cancelled(message=_message(e.result), data=e)
+    except JobFailed as e:
+        return Failed(name=_STATE_NAMES.get(Reason(e.result.reason), "Failed"), message=_message(e.result), data=e)
+    except JobRefused as e:
+        return Failed(name="Refused", message=str(e), data=e)
+    return completed(describe_result(result), result)
 
 
 def _run(spec: RunSpec, run: OwnRun, *, is_own_run: bool) -> JobResult:

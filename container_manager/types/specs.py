@@ -106,12 +106,12 @@ class ContainerSpec(Frozen):
     """What runs: an image, its arguments and its limits. Everything that is not named here is denied."""
 
     image: Text = Field(
-        description="What runs; nothing has to be installed inside.",
+        description="What runs, such as `busybox` or `registry.example/team/report:1.4`. It needs nothing inside.",
         examples=["busybox", "registry.example/team/report:1.4"],
     )
     command: Arguments = Field(
         default=(),
-        description="The arguments, one per entry. No shell reads them: name one if you need it.",
+        description="The arguments, an entry each. No shell reads them; for one: `sh`, `-c`, `echo hello; sleep 5`.",
         examples=[["sh", "-c", "echo hello; sleep 5"]],
     )
     entrypoint: Arguments = Field(
@@ -119,34 +119,52 @@ class ContainerSpec(Frozen):
     )
     environment: dict[str, Text] = Field(
         default={},
-        description="Variable → value. No secrets: everybody who sees the job sees it.",
+        description='`{"REGION": "eu"}`. No secrets: everybody who sees the job sees them.',
         examples=[{"REGION": "eu"}],
     )
     secret_environment: dict[str, Text] = Field(
         default={},
-        description="Variable → reference, never a value. The setting SECRET_RESOLVER turns it into the value where "
-        "the container is launched.",
+        description='`{"TOKEN": "vault:team/token"}`: references, never values. The setting SECRET_RESOLVER turns them '
+        "into values where the container is launched.",
         examples=[{"TOKEN": "vault:team/token"}],
     )
     working_dir: Text = Field(
-        default="", max_length=255, description="An absolute path; empty: the image's own.", examples=["/work"]
+        default="",
+        title="Working directory",
+        max_length=255,
+        description="An absolute path; empty: the image's own.",
+        examples=["/work"],
     )
     user: Text = Field(
         default="", max_length=64, description="A name or id; empty: the image's own.", examples=["1000"]
     )
     memory_limit_mib: int | None = Field(
-        default=None, ge=MIN_MEMORY_MIB, le=MAX_MEMORY_MIB, description="MiB; with more it is killed.", examples=[512]
+        default=None,
+        title="Memory limit (MiB)",
+        ge=MIN_MEMORY_MIB,
+        le=MAX_MEMORY_MIB,
+        description="With more it is killed. None: the setting MAX_MEMORY_MIB, if there is one.",
+        examples=[512],
     )
     cpu_limit: float | None = Field(
-        default=None, ge=0.01, le=MAX_CPUS, allow_inf_nan=False, description="CPUs.", examples=[1.5]
+        default=None,
+        title="CPU limit",
+        ge=0.01,
+        le=MAX_CPUS,
+        allow_inf_nan=False,
+        description="How many CPUs, such as 1.5. None: the setting MAX_CPUS, if there is one.",
+        examples=[1.5],
     )
     mounts: tuple[MountSpec, ...] = Field(
-        default=(), description="Volumes of the Engine, and what else the settings allow."
+        default=(),
+        description="Volumes of the Engine, memory (tmpfs), and paths of its machine if the settings allow them.",
     )
     networks: tuple[Text, ...] = Field(
         default=(), description="Networks of the Engine; `none` alone: no network at all.", examples=[["backend"]]
     )
-    labels: dict[str, Text] = Field(default={}, description="Of the container.", examples=[{"team": "data"}])
+    labels: dict[str, Text] = Field(
+        default={}, description='Of the container: `{"team": "data"}`.', examples=[{"team": "data"}]
+    )
     pull_policy: Literal["missing", "always", "never"] = Field(
         default="missing", description="When the image is pulled."
     )
@@ -231,6 +249,7 @@ class JobSpec(ContainerSpec):
     )
     timeout_seconds: int = Field(
         default=3600,
+        title="Timeout (seconds)",
         ge=1,
         le=366 * 24 * 3600,
         description="From the container's start; the wait in the queue is not counted.",

@@ -18,7 +18,7 @@ from uuid import UUID
 import docker
 import pytest
 from django.db import connections
-from prefect import flow, task
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import Log, State
@@ -28,12 +28,14 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.types.entrypoint import EntrypointType
 
+from container_manager.following import LogLine
 from container_manager.models import ContainerJob, Status
 from container_manager.queue import queue_manager
 from container_manager.types import JobResult, RunSpec
-from container_manager.waiting import JobFailed, JobRefused
+from container_manager.waiting import JobFailed, JobRefused, JobWatch, queue_spec
+from deployments.demo.three_steps import three_steps
 from flows.process_queue import process_queue
-from flows.run_container_job import result_in, run_container_job, run_job
+from flows.run_container_job import container_job, result_in, run_container_job
 from tests.conftest import ROOT, database_url, wait_until
 from tests.integration.cable import Cable
 from tests.integration.conftest import most_alive
@@ -221,7 +223,7 @@ def test_a_pass_cancels_what_is_queued_for_a_cancelled_run(database: str, state:
 def test_a_pass_cancels_the_jobs_of_a_cancelled_runs_steps(database: str) -> None:
     parent = recorded_run(Cancelling())
     with get_client(sync_client=True) as client:
-        step = client.create_task_run(task(run_job), parent, "0")
+        step = client.create_task_run(container_job, parent, "0")
     job = queue_for(recorded_run(Running(), parent=step.id))
 
     process_queue()
@@ -258,8 +260,7 @@ def test_twenty_steps_of_a_flow_keep_to_the_tags_limit(database: str, events: li
 
     @flow
     def fan_out() -> list[JobResult]:
-        step = task(run_job)
-        return step.map([spec(f"echo {number}; sleep 0.5") for number in range(20)]).result()
+        return container_job.map([spec(f"echo {number}; sleep 0.5") for number in range(20)]).result()
 
     results = fan_out()
 
@@ -376,7 +377,21 @@ def test_a_secret_is_in_no_log_and_no_result(database: str, settings: Any) -> No
 
 @on_postgres
 def test_what_can_not_be_masked_is_not_shown(database: str, settings: Any) -> None:
-    """Another process, which can read the secret, has launched the job."""
     settings.CONTAINER_MANAGER = {"SECRET_RESOLVER": f"{__name__}.resolve"}
-    with running(lambda: run_container_job(spec("echo $TOKEN", secret_environment={"TOKEN": "a"}), return_state=True)):
-        pass
+    job = queue_spec(spec("echo $TOKEN", secret_environment={"TOKEN": "vault:a"}))
+    queue_manager.process_queue_continuous(5, 1, work_seconds=20)
+    told: list[LogLine] = []
+
+    # Another process launched it, and here nobody can say what its secrets are.
+    settings.CONTAINER_MANAGER = {"SECRET_RESOLVER": "no.such.resolver"}
+    watch = JobWatch(job, lambda lines: bool(told.extend(lines)) or True)
+
+    assert watch.has_ended()
+    assert told == []
+    assert watch.result().stdout_tail.startswith("[withheld: the job has secrets")
+
+
+@on_postgres
+def test_the_example_of_three_steps_does_what_it_says(database: str) -> None:
+    assert three_steps(4) == 1 + 4 + 9 + 16
+    assert sorted(job.name for job in ContainerJob.objects.all()) == ["add", "count", *["square"] * 4]
