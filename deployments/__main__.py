@@ -9,7 +9,9 @@ from prefect.settings import PREFECT_API_URL
 
 from container_manager.conf import get_settings
 from flows.api import FlowRunError, connected, translated
+from flows.exposure import why_open
 from flows.inline import quiet_console
+from flows.run_container_job import run_container_job
 
 from .definitions import Definition, definitions
 from .limits import see_to_limits, table
@@ -25,13 +27,22 @@ def main(arguments: list[str]) -> int:
     try:
         _see_to_limits(reset=options.command == "limits" and options.reset)
         if options.command is None:
-            deployments = definitions(get_settings())
+            deployments = _served()
             serve(deployments, take_over=options.take_over, on_registered=lambda: _announce(deployments))
     except (CannotServe, FlowRunError) as e:
         return _fail(str(e))
     except DatabaseError as e:
         return _fail(f"the database can't be used: run `python manage.py migrate` ({' '.join(str(e).split())})")
     return 0
+
+
+def _served() -> tuple[Definition, ...]:
+    """All, but the one that takes images and commands where anybody could hand it some."""
+    settings = get_settings()
+    why = why_open(settings)
+    if why:
+        _say(f"not serving {run_container_job.name}: {why}")
+    return tuple(definition for definition in definitions(settings) if not why or definition.flow != run_container_job)
 
 
 def _see_to_limits(*, reset: bool) -> None:

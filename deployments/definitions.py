@@ -10,6 +10,8 @@ from typing import Any
 from container_manager.conf import Settings
 from flows.process_jobs import process_jobs
 from flows.process_queue import process_queue
+from flows.purge import purge
+from flows.run_container_job import run_container_job
 
 #: Of the schedule, so that it stays the same one whatever else of it changes.
 SCHEDULE_SLUG = "poll"
@@ -21,6 +23,8 @@ TAGS = ("container-manager",)
 QUEUE_RUNNER, JOBS_RUNNER = "queue", "jobs"
 #: What every schedule counts its intervals from, so that a restart moves none of its times.
 MIDNIGHT = datetime(2024, 1, 1, tzinfo=UTC)
+#: When a purge is in nobody's way.
+EARLY = MIDNIGHT.replace(hour=3, minute=17)
 
 
 @dataclass(frozen=True)
@@ -59,5 +63,18 @@ def definitions(settings: Settings) -> tuple[Definition, ...]:
             flow=process_jobs,
             name="on-demand",
             description="Does for single jobs, by id or by status, what their status asks for.",
+        ),
+        Definition(
+            flow=run_container_job,
+            name="on-demand",
+            description="Runs one job: what it writes and how it ends is the log and the end of the flow run.",
+            runner=JOBS_RUNNER,
+        ),
+        Definition(
+            flow=purge,
+            name="daily",
+            description="Removes containers, logs, jobs and flow runs that were kept for long enough.",
+            interval_seconds=24 * 3600,
+            anchor=EARLY,
         ),
     )

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -20,19 +21,24 @@ _BULK = 50
 
 def delete_late_runs(client: SyncPrefectClient, deployment_id: UUID, before: datetime) -> int:
     """Delete the schedule's runs that were due before this time and that nobody has begun; how many. None by hand."""
-    late = {
+    late: dict[str, Any] = {
         "deployment_id": {"any_": [str(deployment_id)]},
         "state": {"type": {"any_": ["SCHEDULED"]}},
         "tags": {"all_": [AUTO_SCHEDULED]},
         # The API means `before` inclusively.
         "expected_start_time": {"before_": (before - timedelta(microseconds=1)).isoformat()},
     }
+    return bulk_delete(client, late)
+
+
+def bulk_delete(client: SyncPrefectClient, chosen: dict[str, Any]) -> int:
+    """Delete the flow runs that the API's filter chooses; how many. Their states, task runs and logs go with them."""
     deleted = 0
     while True:
         answer = client.request(
             "POST",
             "/flow_runs/bulk_delete",  # type: ignore[arg-type] # the client's list of paths lacks it
-            json={"flow_runs": late, "limit": _BULK},
+            json={"flow_runs": chosen, "limit": _BULK},
         )
         count = len(answer.json()["deleted"])
         deleted += count

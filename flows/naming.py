@@ -21,5 +21,12 @@ def jobs_name() -> str:
     return f"{_GROUPS[parameters.get('status') or 'running']}, {_now()}"
 
 
+def job_run_name() -> str:
+    """`nightly-report, 2024-05-17 14:03:11`: of `run-container-job`, by its job's name or image."""
+    spec = (flow_run.parameters or {}).get("spec")
+    fields = spec if isinstance(spec, dict) else vars(spec)
+    return f"{fields.get('name') or fields.get('image')}, {_now()}"
+
+
 def _now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"

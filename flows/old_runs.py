@@ -27,6 +27,7 @@ from prefect.exceptions import ObjectNotFound
 from container_manager import shutdown
 from container_manager.conf import Settings
 
+from .late_runs import bulk_delete
 from .process_jobs import process_jobs
 from .process_queue import IDLE, process_queue
 from .run_container_job import run_container_job
@@ -34,8 +35,8 @@ from .run_container_job import run_container_job
 #: Flows of which no run takes long, and all of ours.
 _SHORT_FLOWS = (process_queue.name, process_jobs.name, "purge")
 OUR_FLOWS = (*_SHORT_FLOWS, run_container_job.name)
-#: The API deletes no more at once, and returns no more.
-_BULK, _PAGE = 50, 200
+#: The API returns no more at once.
+_PAGE = 200
 
 
 class OldRuns:
@@ -55,7 +56,7 @@ class OldRuns:
         for run_ids in self._pages(client):
             # First: once their run is gone nobody finds them.
             artifacts += _delete_artifacts(client, run_ids)
-            runs += sum(_delete(client, run_ids[start : start + _BULK]) for start in range(0, len(run_ids), _BULK))
+            runs += bulk_delete(client, {"id": {"any_": [str(run_id) for run_id in run_ids]}})
         return runs, artifacts
 
     def _pages(self, client: SyncPrefectClient) -> Iterator[list[UUID]]:
@@ -105,16 +106,6 @@ def abandoned(settings: Settings) -> OldRuns:
 
 def _days_ago(days: int) -> Any:
     return datetime.now(UTC) - timedelta(days=days)
-
-
-def _delete(client: SyncPrefectClient, run_ids: list[UUID]) -> int:
-    """Their states, task runs and logs go with them; their events by the server's own retention."""
-    answer = client.request(
-        "POST",
-        "/flow_runs/bulk_delete",  # type: ignore[arg-type] # the client's list of paths lacks it
-        json={"flow_runs": {"id": {"any_": [str(run_id) for run_id in run_ids]}}, "limit": _BULK},
-    )
-    return len(answer.json()["deleted"])
 
 
 def _delete_artifacts(client: SyncPrefectClient, run_ids: list[UUID]) -> int:

@@ -9,14 +9,11 @@ import time
 from contextlib import suppress
 from typing import Annotated, Any, cast
 
-import httpx
 from django.db import connections
 from django.urls import NoReverseMatch, reverse
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectException
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Failed
 from pydantic import Field
 
@@ -25,7 +22,7 @@ from container_manager.conf import get_settings
 from container_manager.exceptions import InvalidTransition, ShuttingDown
 from container_manager.models import ContainerJob, Reason, Status
 from container_manager.queue import queue_manager
-from container_manager.types import BatchResult, JobResult, LoopStats, RoundReport, RunSpec
+from container_manager.types import JobResult, LoopStats, RoundReport, RunSpec
 from container_manager.waiting import (
     JobCancelled,
     JobFailed,
@@ -36,9 +33,12 @@ from container_manager.waiting import (
     retry_for,
 )
 
+from .api import without_patience
 from .cancelled_runs import CancelledRuns
 from .process_queue import launch_within_limits
 from .reports import completed, emit_changes
+from .exposure import why_open
+from .naming import job_run_name
 from .own_run import OwnRun
 from .run_log import RunLog
 from .termination import graceful_termination
@@ -66,7 +66,7 @@ _STATE_NAMES = {
 Spec = Annotated[RunSpec, Field(description="What runs, how and where.")]
 
 
-@flow(name="run-container-job")
+@flow(name="run-container-job", flow_run_name=job_run_name)
 def run_container_job(spec: Spec) -> JobResult:
     """Queue a job, follow what its container writes, and end as it ends.
 
@@ -105,8 +105,11 @@ def result_in(state: "State[Any]") -> JobResult:
 
 
 def _run_to_state(spec: RunSpec) -> "State[JobResult]":
+    run = OwnRun.current()
     try:
-        result = _run(spec, OwnRun.current(), is_own_run=True)
+        if run.is_deployed and (why := why_open(get_settings())):
+            raise JobRefused(why)  # noqa: TRY301 (it ends as every other that is refused)
+        result = _run(spec, run, is_own_run=True)
     except JobCancelled as e:
         return Cancelled(message=_message(e.result), data=e)
     except JobFailed as e:
@@ -144,25 +147,15 @@ def _earlier_job(flow_run_id: str, run: OwnRun) -> ContainerJob | None:
 
 def _wait(watch: JobWatch, run: OwnRun) -> None:
     """Beside whatever passes there are; and as one, while there is none."""
-    # An API that is away must hold up neither the job nor the others.
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: min(1, PREFECT_CLIENT_MAX_RETRIES.value())}):
+    with without_patience():
         queue_manager.process_queue_until(
             watch.has_ended,
             MAX_CONCURRENT,
             timeout=TIMEOUT,
-            launch=_launch if run.flow_run_id else None,
+            launch=launch_within_limits if run.flow_run_id else None,
             cancelled_runs=CancelledRuns() if run.flow_run_id else None,
             on_round=_Rounds(watch.job.pk).report if run.flow_run_id else lambda report: None,
         )
-
-
-def _launch(max_concurrent: int, timeout: float) -> BatchResult:
-    """The launch task; without it, and within the last limits, while the API is away."""
-    try:
-        return launch_within_limits(max_concurrent, timeout)
-    except (httpx.HTTPError, PrefectException) as e:
-        logger.warning("the launch can't be recorded: %s", e or type(e).__name__)
-        return queue_manager.launch_next_batch(max_concurrent, timeout)
 
 
 class _Rounds:

@@ -65,10 +65,10 @@ def miss_runs(deployment_id: UUID, *, minutes: int) -> None:
 
 def seen() -> dict[str, Any]:
     """What people and the flow runs have of each deployment, and its id."""
-    found = [read(definition.full_name) for definition in DEFINITIONS]
-    assert all(found)
+    found = {definition.full_name: read(definition.full_name) for definition in DEFINITIONS}
+    assert all(found.values())
     return {
-        deployment.name: {
+        name: {
             "id": deployment.id,
             "parameters": deployment.parameters,
             "tags": deployment.tags,
@@ -77,7 +77,7 @@ def seen() -> dict[str, Any]:
             "schema": deployment.parameter_openapi_schema,
             "schedules": [(entry.slug, entry.schedule, entry.active) for entry in deployment.schedules],
         }
-        for deployment in found
+        for name, deployment in found.items()
     }
 
 
@@ -121,7 +121,7 @@ def test_the_deployments_move_to_a_work_pool_and_back_and_stay_the_same_ones(
 
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     assert as_served == on_pool == taken_over
-    assert as_served["scheduled"]["schedules"][0][2] is False
+    assert as_served[QUEUE]["schedules"][0][2] is False
     assert pools == {definition.runner for definition in DEFINITIONS}
     line = f"{QUEUE} is deployed on the work pool 'container-manager': start a worker with `prefect worker start --pool"
     assert (ended, served.log.read_text().splitlines()[-1].startswith(line)) == (1, True)

@@ -1,5 +1,6 @@
 """One job as one flow run, recorded by a real Prefect server, with a real Engine below it."""
 
+import json
 import logging
 import os
 import re
@@ -38,7 +39,7 @@ from flows.process_queue import process_queue
 from flows.run_container_job import container_job, result_in, run_container_job
 from tests.conftest import ROOT, database_url, wait_until
 from tests.integration.cable import Cable
-from tests.integration.conftest import most_alive
+from tests.integration.conftest import Run, Serve, most_alive
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "docker_host")
 
@@ -141,6 +142,7 @@ def test_a_run_fails_with_the_exit_code_and_the_end_of_stderr(database: str) -> 
     assert (caught.value.result.exit_code, caught.value.result.stderr_tail) == (3, "why\n")
 
 
+@on_postgres
 def test_a_run_that_is_cancelled_stops_its_container(database: str) -> None:
     with running(lambda: run_container_job(spec("sleep 60", retry_exit_codes=[143]), return_state=True)) as done:
         job = running_job()
@@ -152,22 +154,8 @@ def test_a_run_that_is_cancelled_stops_its_container(database: str) -> None:
     assert state.is_cancelled()
 
 
-def own_environment() -> dict[str, str]:
-    return os.environ | {
-        "DATABASE_URL": database_url(),
-        "DJANGO_SETTINGS_MODULE": "container_manager.settings",
-        "PREFECT_API_URL": PREFECT_API_URL.value(),
-    }
-
-
-def start_process(job_spec: RunSpec) -> "subprocess.Popen[bytes]":
-    """The flow in a process of its own."""
-    program = (
-        "import sys; from flows.run_container_job import *; run_container_job(RunSpec.model_validate_json(sys.argv[1]))"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", program, job_spec.model_dump_json()], cwd=ROOT, env=own_environment()
-    )
+def start_process(environment: dict[str, str], *arguments: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment | {"DATABASE_URL": database_url()})
 
 
 def state_of(flow_run_id: UUID | str) -> State:
@@ -175,11 +163,17 @@ def state_of(flow_run_id: UUID | str) -> State:
         return client.read_flow_run(UUID(str(flow_run_id))).state
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["told", "killed"])
+@pytest.mark.parametrize(
+    ("database", "number"),
+    [("sqlite", signal.SIGTERM), ("postgres", signal.SIGKILL)],
+    ids=["told", "killed"],
+    indirect=["database"],
+)
 def test_a_cancelled_run_stops_its_container_whatever_becomes_of_its_process(
-    database: str, engine: docker.DockerClient, number: signal.Signals
+    database: str, engine: docker.DockerClient, environment: dict[str, str], number: signal.Signals
 ) -> None:
-    process = start_process(spec("sleep 300"))
+    program = "from flows.run_container_job import *; run_container_job({'image': 'busybox', 'command': 'sleep 300'})"
+    process = start_process(environment, "-c", program)
     job = running_job()
 
     prefect("flow-run", "cancel", job.flow_run_id)
@@ -255,16 +249,17 @@ def test_a_cancelled_runs_job_that_is_run_anew_is_not_cancelled_again(database: 
     assert (job.status, job.flow_run_id) == (Status.RUNNING, None)
 
 
-def test_twenty_steps_of_a_flow_keep_to_the_tags_limit(database: str, events: list[dict]) -> None:
+@pytest.mark.parametrize(("database", "count"), [("sqlite", 6), ("postgres", 20)], indirect=["database"])
+def test_many_steps_of_a_flow_keep_to_the_tags_limit(database: str, count: int, events: list[dict]) -> None:
     prefect("concurrency-limit", "create", "container-job", "4")
 
     @flow
     def fan_out() -> list[JobResult]:
-        return container_job.map([spec(f"echo {number}; sleep 0.5") for number in range(20)]).result()
+        return container_job.map([spec(f"echo {number}; sleep 0.3") for number in range(count)]).result()
 
     results = fan_out()
 
-    assert [result.stdout_tail for result in results] == [f"{number}\n" for number in range(20)]
+    assert [result.stdout_tail for result in results] == [f"{number}\n" for number in range(count)]
     assert {result.status for result in results} == {"completed"}
     assert most_alive(events) <= 4
 
@@ -328,25 +323,20 @@ def test_a_run_goes_on_while_the_api_is_away_and_loses_none_of_the_output(
     assert state.is_completed()
 
 
-def start_deployed(flow_run_id: UUID) -> "subprocess.Popen[bytes]":
-    """A flow run of a deployment, as whoever serves it starts it."""
-    return subprocess.Popen([sys.executable, "-m", "prefect.engine", str(flow_run_id)], cwd=ROOT, env=own_environment())
-
-
 @on_postgres
-def test_a_run_whose_process_is_told_to_end_goes_on_in_the_next_one(database: str) -> None:
+def test_a_run_whose_process_is_told_to_end_goes_on_in_the_next_one(database: str, environment: dict[str, str]) -> None:
     deployment = run_container_job.to_deployment(name="test", entrypoint_type=EntrypointType.MODULE_PATH)
     with get_client(sync_client=True) as client:
         run = client.create_flow_run_from_deployment(
             deployment.apply(), parameters={"spec": spec("echo begun; sleep 6; exit 3").model_dump(mode="json")}
         )
-    first = start_deployed(run.id)
+    first = start_process(environment, "-m", "prefect.engine", str(run.id))
     job = running_job()
 
     first.terminate()
     code = first.wait(20)
     left, status = state_of(run.id), ContainerJob.objects.get().status
-    second = start_deployed(run.id)
+    second = start_process(environment, "-m", "prefect.engine", str(run.id))
     second.wait(60)
 
     job.refresh_from_db()
@@ -389,6 +379,27 @@ def test_what_can_not_be_masked_is_not_shown(database: str, settings: Any) -> No
     assert watch.has_ended()
     assert told == []
     assert watch.result().stdout_tail.startswith("[withheld: the job has secrets")
+
+
+@on_postgres
+def test_who_serves_it_runs_it_as_a_deployment_and_cancels_it(database: str, serve: Serve, run: Run) -> None:
+    def deployment_run(**fields: object) -> "subprocess.CompletedProcess[str]":
+        parameters = json.dumps({"spec": {"image": "busybox", "command": ["sleep", "300"]} | fields})
+        return run("prefect", "deployment", "run", "run-container-job/on-demand", "--params", parameters)
+
+    with serve() as served:
+        wait_until(lambda: "serving run-container-job/on-demand" in served.log.read_text())
+        refused = deployment_run(privileged=True)
+        started = deployment_run()
+        job = running_job()
+        run("prefect", "flow-run", "cancel", job.flow_run_id)
+        wait_until(lambda: state_of(job.flow_run_id).is_final(), 60)
+
+    job.refresh_from_db()
+    assert (refused.returncode, started.returncode, ContainerJob.objects.count()) == (1, 0, 1)
+    assert (job.status, state_of(job.flow_run_id).name) == (Status.CANCELLED, "Cancelled")
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(UUID(job.flow_run_id)).name.startswith("busybox, ")
 
 
 @on_postgres
