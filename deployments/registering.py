@@ -5,9 +5,10 @@ from datetime import timedelta
 from typing import cast
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.deployments.runner import RunnerDeployment
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Interval
 
@@ -82,4 +83,10 @@ def _apply(definition: Definition, present: DeploymentResponse | None) -> UUID:
     # Set, though they are None already: what was never set is not sent, and a pool would be kept.
     deployment.work_pool_name = None
     deployment.work_queue_name = None
-    return cast(UUID, deployment.apply())
+    try:
+        return cast(UUID, deployment.apply())
+    except DeploymentApplyError as e:
+        if isinstance(e.__cause__, httpx.HTTPError):
+            # As every other call to the API: it may pass.
+            raise e.__cause__ from e
+        raise

@@ -40,6 +40,8 @@ REQUEST_SECONDS = 10
 _TICK_SECONDS = 0.2
 #: seconds; for what runs when we are told to stop. A pass ends within twenty.
 _STOP_SECONDS = 45.0
+#: Of a call at the start, when there is nothing yet to look after: a server on SQLite is busy now and then.
+_START_RETRIES = 3
 #: A flow run whose API is away at its end tries for some eight minutes to say how it ended: its work is done by then.
 _CLIENT_RETRIES = 7
 #: The API returns no more runs at once.
@@ -58,7 +60,7 @@ def serve(definitions: tuple[Definition, ...], *, take_over: bool, on_registered
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
         get_client(sync_client=True, httpx_settings={"timeout": REQUEST_SECONDS}) as client,
     ):
-        with translated():
+        with translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: _START_RETRIES}):
             registered = register(client, definitions, take_over=take_over)
         on_registered()
         service = _Service(client, definitions, registered, environment)

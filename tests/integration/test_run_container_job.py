@@ -99,7 +99,7 @@ def has_ended(job: ContainerJob) -> bool:
 
 
 def running_job() -> ContainerJob:
-    return wait_until(lambda: ContainerJob.objects.running().first())
+    return wait_until(lambda: ContainerJob.objects.running().first(), 90)
 
 
 def test_a_run_ends_as_its_job_does_and_tells_all_about_it(database: str) -> None:
@@ -124,8 +124,8 @@ def test_a_run_ends_as_its_job_does_and_tells_all_about_it(database: str) -> Non
 def test_what_the_container_writes_is_in_the_runs_log_while_it_runs(database: str) -> None:
     with running(lambda: run_container_job(spec("echo out; sleep 1; echo err >&2; sleep 60"))):
         job = running_job()
-        wait_until(lambda: output_of(job.flow_run_id) == [("out", logging.INFO)], 10)
-        wait_until(lambda: output_of(job.flow_run_id) == [("out", logging.INFO), ("err", logging.WARNING)], 10)
+        wait_until(lambda: output_of(job.flow_run_id) == [("out", logging.INFO)], 30)
+        wait_until(lambda: output_of(job.flow_run_id) == [("out", logging.INFO), ("err", logging.WARNING)], 30)
         job.refresh_from_db()
 
     assert job.status == Status.RUNNING
@@ -147,7 +147,7 @@ def test_a_run_that_is_cancelled_stops_its_container(database: str) -> None:
     with running(lambda: run_container_job(spec("sleep 60", retry_exit_codes=[143]), return_state=True)) as done:
         job = running_job()
         prefect("flow-run", "cancel", job.flow_run_id)
-        state = done.result(30)
+        state = done.result(60)
 
     job.refresh_from_db()
     assert (job.status, job.exit_code) == (Status.CANCELLED, 143)
@@ -178,7 +178,7 @@ def test_a_cancelled_run_stops_its_container_whatever_becomes_of_its_process(
 
     prefect("flow-run", "cancel", job.flow_run_id)
     process.send_signal(number)
-    process.wait(40)
+    process.wait(60)
     # What was killed can do no more; the passes find the rest.
     wait_until(lambda: has_ended(job) or (process_queue() and None))
 
@@ -334,7 +334,7 @@ def test_a_run_whose_process_is_told_to_end_goes_on_in_the_next_one(database: st
     job = running_job()
 
     first.terminate()
-    code = first.wait(20)
+    code = first.wait(60)
     left, status = state_of(run.id), ContainerJob.objects.get().status
     second = start_process(environment, "-m", "prefect.engine", str(run.id))
     second.wait(60)
@@ -388,12 +388,12 @@ def test_who_serves_it_runs_it_as_a_deployment_and_cancels_it(database: str, ser
         return run("prefect", "deployment", "run", "run-container-job/on-demand", "--params", parameters)
 
     with serve() as served:
-        wait_until(lambda: "serving run-container-job/on-demand" in served.log.read_text())
+        wait_until(lambda: "serving run-container-job/on-demand" in served.log.read_text(), 90)
         refused = deployment_run(privileged=True)
         started = deployment_run()
         job = running_job()
         run("prefect", "flow-run", "cancel", job.flow_run_id)
-        wait_until(lambda: state_of(job.flow_run_id).is_final(), 60)
+        wait_until(lambda: state_of(job.flow_run_id).is_final(), 90)
 
     job.refresh_from_db()
     assert (refused.returncode, started.returncode, ContainerJob.objects.count()) == (1, 0, 1)
