@@ -182,11 +182,15 @@ class DockerEngine:
     def follow_log(self, container_id: str, stream: Stream) -> LogFollow:
         """Blocks until the Engine answers, never for what the container has yet to write."""
         client = self._new_client(docker.APIClient, self._timeout)
-        with translated("logs"):
-            chunks = client.logs(
-                container_id, stdout=stream == "stdout", stderr=stream == "stderr", stream=True, follow=True
-            )
-            return DockerLogFollow(client, chunks)
+        try:
+            with translated("logs"):
+                chunks = client.logs(
+                    container_id, stdout=stream == "stdout", stderr=stream == "stderr", stream=True, follow=True
+                )
+        except EngineError:
+            client.close()
+            raise
+        return DockerLogFollow(client, chunks)
 
     def signal(self, container_id: str, name: Literal["SIGTERM", "SIGKILL"]) -> None:
         with translated("signal"):

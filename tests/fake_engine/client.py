@@ -1,6 +1,7 @@
 """What the product gets in place of a Docker client, and of its stream of events."""
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from container_manager.logs import BoundedLog
 from container_manager.types import ContainerSpec, ContainerSummary, Daemon, Hardening, Observation
 
 if TYPE_CHECKING:
+    from .containers import FakeContainer
     from .engine import FakeEngine
 
 #: seconds; a transaction of the driver's that is still open then waits for the call.
@@ -102,6 +104,9 @@ class FakeClient:
         data = self._call("read_log", container_id, lambda: getattr(self._engine.find(container_id), stream))
         log.feed(data)
 
+    def follow_log(self, container_id: str, stream: Stream) -> "FakeFollow":
+        return self._call("follow_log", container_id, lambda: FakeFollow(self._engine.find(container_id), stream))
+
     def signal(self, container_id: str, name: Literal["SIGTERM", "SIGKILL"]) -> None:
         self._call("signal", f"{name} {container_id}", lambda: self._engine.signal(container_id, name))
 
@@ -137,3 +142,26 @@ class FakeWatch:
         if self in self._engine.watches:
             self._engine.watches.remove(self)
         self._told.put(None)
+
+
+class FakeFollow:
+    """`engine.LogFollow`."""
+
+    def __init__(self, container: "FakeContainer", stream: Stream) -> None:
+        self._container = container
+        self._stream = stream
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        told = 0
+        while not self._closed.wait(0.01):
+            has_ended = self._container.state != "running"
+            data = getattr(self._container, self._stream)[told:]
+            if data:
+                told += len(data)
+                yield data
+            if has_ended:
+                return
+
+    def close(self) -> None:
+        self._closed.set()

@@ -277,6 +277,30 @@ def test_a_signal_ends_what_runs(contract: Engine, instance: str, signal: Any, c
     assert ended(contract, container_id).exit_code == code
 
 
+@pytest.mark.parametrize("by", ["the container's end", "whoever follows"])
+def test_what_is_written_is_followed_until_an_end(contract: Engine, instance: str, by: str) -> None:
+    container_id = started(contract, instance, command=UP)
+    follow, told = contract.follow_log(container_id, "stdout"), []
+
+    def listen() -> None:
+        # A stream that is closed under its reader looks like one that broke.
+        with suppress(EngineError):
+            told.extend(follow)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    wait_until(lambda: told)
+    state = contract.inspect(container_id).state
+    if by == "whoever follows":
+        follow.close()
+    else:
+        contract.signal(container_id, "SIGKILL")
+    listener.join(10)
+    follow.close()
+
+    assert (b"".join(told), state, listener.is_alive()) == (b"up\n", "running", False)
+
+
 def test_a_program_may_ignore_term_and_not_kill(contract: Engine, instance: str) -> None:
     container_id = started(contract, instance, command=DEAF)
     wait_until(lambda: log_of(contract, container_id) == "up\n")
@@ -349,6 +373,7 @@ def test_what_is_gone_is_told_at_every_step_but_its_removal(contract: Engine) ->
         lambda: contract.start(GONE),
         lambda: contract.signal(GONE, "SIGTERM"),
         lambda: log_of(contract, GONE),
+        lambda: contract.follow_log(GONE, "stdout"),
     ):
         with pytest.raises(ContainerGone):
             call()
