@@ -18,6 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import DockerHost, Installation
+from flows.late_runs import bulk_delete
 from tests.conftest import ROOT, database_url
 
 
@@ -65,12 +66,13 @@ def most_alive(events: list[dict]) -> int:
 
 @pytest.fixture
 def prefect_api(prefect_server: str) -> Iterator[str]:
-    """This process uses the real server. The tags' limits that a test sets end with it."""
+    """This process uses the real server. A test's limits of tags end with it, and flow runs that nobody ended."""
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         yield prefect_server
         with get_client(sync_client=True) as client:
             for limit in client.read_global_concurrency_limits(limit=200):
                 client.delete_global_concurrency_limit_by_name(limit.name)
+            bulk_delete(client, {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
 
 
 @pytest.fixture
