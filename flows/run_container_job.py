@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Annotated, Any, cast
 
 from django.db import connections
-from django.urls import NoReverseMatch, reverse
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -36,8 +35,9 @@ from container_manager.waiting import (
 from .api import without_patience
 from .cancelled_runs import CancelledRuns
 from .process_queue import launch_within_limits
-from .reports import completed, emit_changes
+from .reports import completed, emit_changes, show_links
 from .exposure import why_open
+from .links import job_url
 from .naming import job_run_name
 from .own_run import OwnRun
 from .run_log import RunLog
@@ -124,7 +124,11 @@ def _run(spec: RunSpec, run: OwnRun, *, is_own_run: bool) -> JobResult:
     job = _earlier_job(flow_run_id, run) if flow_run_id and is_own_run and run.is_rerun else None
     if job is None:
         job = queue_spec(spec, flow_run_id=flow_run_id, created_by=f"flow run {run.name}" if run.name else "")
-    logger.info("job %s is its job: %s", job.pk, _page(job), extra={"job": job.pk})
+    url = job_url(job.pk)
+    logger.info("its job is job %s%s", job.pk, f": {url}" if url else "", extra={"job": job.pk})
+    if run.flow_run_id:
+        with without_patience():
+            show_links([job.pk])
     watch = JobWatch(job, RunLog(run, job.pk))
     try:
         with graceful_termination():
@@ -209,11 +213,3 @@ def _message(result: JobResult) -> str:
     if result.stderr_tail:
         parts.append(f"the end of stderr:\n{result.stderr_tail.rstrip()}")
     return "\n".join([*parts, result.model_dump_json(exclude_defaults=True)])
-
-
-def _page(job: ContainerJob) -> str:
-    """Where the job is shown, as far as this project shows it."""
-    try:
-        return get_settings().SITE_URL + reverse("admin:container_manager_containerjob_change", args=[job.pk])
-    except NoReverseMatch:
-        return f"{job.label}, no page shows it"

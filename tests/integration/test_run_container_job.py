@@ -102,7 +102,9 @@ def running_job() -> ContainerJob:
     return wait_until(lambda: ContainerJob.objects.running().first(), 90)
 
 
-def test_a_run_ends_as_its_job_does_and_tells_all_about_it(database: str) -> None:
+def test_a_run_ends_as_its_job_does_and_tells_all_about_it(database: str, settings: Any) -> None:
+    settings.CONTAINER_MANAGER = {"SITE_URL": "https://jobs.example"}
+
     state = run_container_job(
         spec("echo out; echo err >&2", name="hello", host="local", environment={"A": "b"}), return_state=True
     )
@@ -119,6 +121,9 @@ def test_a_run_ends_as_its_job_does_and_tells_all_about_it(database: str) -> Non
     )  # fmt: skip
     assert (result.stdout_tail, result.stderr_tail) == ("out\n", "err\n")
     assert result.queued_at <= result.launched_at <= result.finished_at
+    APILogWorker.drain_all(timeout=10)
+    line = f"its job is job {job.pk}: https://jobs.example/admin/container_manager/containerjob/{job.pk}/change/"
+    assert line in [log.message for log in logs_of(state.state_details.flow_run_id)]
 
 
 def test_what_the_container_writes_is_in_the_runs_log_while_it_runs(database: str) -> None:
