@@ -21,6 +21,7 @@ from prefect.flows import Flow
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import APILogHandler, APILogWorker, PrefectConsoleHandler
 from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -151,7 +152,7 @@ class TemporaryServer:
 
 
 def _environment(url: str) -> dict[str, str]:
-    return {
+    environment = {
         **os.environ,
         **get_current_settings().to_environment_variables(exclude_unset=True),
         "PREFECT_API_URL": url,
@@ -161,6 +162,11 @@ def _environment(url: str) -> dict[str, str]:
         # Its own default forgets who holds a slot of a limit.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
+    # What is set may be another server's; this one asks for what we send.
+    environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)
+    if auth := PREFECT_API_AUTH_STRING.value():
+        environment["PREFECT_SERVER_API_AUTH_STRING"] = str(auth)
+    return environment
 
 
 server = TemporaryServer()

@@ -77,6 +77,15 @@ def test_with_the_wrong_password_or_none_it_says_what_to_set(guarded_site: Site)
     assert line.endswith("refuses the authentication (HTTP 401): set PREFECT_API_AUTH_STRING or PREFECT_API_KEY")
 
 
+def test_the_password_of_another_server_keeps_nothing_from_a_temporary_one(site: Site) -> None:
+    job = site.queue("true")
+
+    done = site.run("--queue-mode", "--once", PREFECT_SERVER_API_AUTH_STRING=AUTH)
+
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "Processed queue: launched 1 jobs"), done.stderr
+    assert is_in(job, Status.RUNNING, Status.COMPLETED)
+
+
 @contextmanager
 def in_front_of(server: PrefectServer, key: str) -> Iterator[str]:
     """An API that asks for this key, as Prefect Cloud's does; behind it is the real server."""

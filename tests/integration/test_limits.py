@@ -13,6 +13,7 @@ from uuid import UUID
 import docker
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import queue_manager
@@ -58,45 +59,33 @@ def a_pass(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @on_sqlite
-def test_limits_that_are_missing_are_created_and_one_that_was_set_by_hand_is_left(
+def test_limits_creates_what_is_missing_leaves_what_was_set_by_hand_and_frees_what_nobody_holds(
     docker_host: DockerHost, run: Run
 ) -> None:
     set_limit("container-job", 7)
-    url = database_url()
-
-    first, second = run("deployments", "limits", DATABASE_URL=url), run("deployments", "limits", DATABASE_URL=url)
-    reset = run("deployments", "limits", "--reset", DATABASE_URL=url)
-
-    table = [
-        "tag container-job      limit 7   in use 0 (containers alive)",
-        "tag docker-host:local  no limit  in use 0 (alive; the host allows 10)",
-        "tag container-launch   limit 2   in use 0 (launch tasks in flight)",
-    ]
-    assert first.stdout.splitlines() == ["set the limit of tag container-launch to 2", *table], first.stderr
-    assert second.stdout.splitlines() == table
-    assert reset.stdout.splitlines()[:2] == [
-        "set the limit of tag container-job to 10",
-        "set the limit of tag container-launch to 2",
-    ]
-
-
-@on_sqlite
-def test_limits_shows_what_is_in_use_and_frees_a_slot_that_nobody_holds(docker_host: DockerHost, run: Run) -> None:
+    first = run("deployments", "limits", DATABASE_URL=database_url())
     queue(2, command=["sleep", "60"])
     process_queue()
     set_limit("docker-host:local", 4)
-    set_limit("container-launch", 3)
-    run("prefect", "gcl", "update", "tag:container-launch", "--active-slots", "2")
+    with get_client(sync_client=True) as client:
+        leaked = GlobalConcurrencyLimitUpdate(active_slots=2)
+        client.update_global_concurrency_limit("tag:container-launch", leaked)
+    reset = run("deployments", "limits", "--reset", DATABASE_URL=database_url())
 
-    shown = run("deployments", "limits", DATABASE_URL=database_url()).stdout.splitlines()
-
-    assert shown == [
+    assert first.stdout.splitlines() == [
+        "set the limit of tag container-launch to 2",
+        "tag container-job      limit 7   in use 0 (containers alive)",
+        "tag docker-host:local  no limit  in use 0 (alive; the host allows 10)",
+        "tag container-launch   limit 2   in use 0 (launch tasks in flight)",
+    ], first.stderr
+    assert reset.stdout.splitlines() == [
         "set the limit of tag container-job to 10",
+        "set the limit of tag container-launch to 2",
         "freed 2 slots of tag container-launch: their task runs have ended",
         "tag container-job      limit 10  in use 2 (containers alive)",
         "tag docker-host:local  limit 4   in use 2 (alive; the host allows 10)",
-        "tag container-launch   limit 3   in use 0 (launch tasks in flight)",
-    ]
+        "tag container-launch   limit 2   in use 0 (launch tasks in flight)",
+    ], reset.stderr
 
 
 @on_postgres
