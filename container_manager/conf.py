@@ -54,6 +54,9 @@ class Settings(BaseModel):
     WORK_SECONDS: float = Field(default=8, ge=0, allow_inf_nan=False)
     #: float, 15. How long the command waits for a worker to pick a flow run up.
     PICKUP_SECONDS: Seconds = 15
+    #: int, 5. Flow runs of `run-container-job` at once in one `python -m deployments`, a process of some 110 MB each.
+    #: Others wait; passes have processes of their own.
+    JOB_RUNS: int = Field(default=5, ge=1)
     #: float, 90. How long a claim is its launcher's, and how long a process that stalls keeps a transaction; at least
     #: three times DOCKER_TIMEOUT_SECONDS.
     LEASE_SECONDS: Seconds = 90

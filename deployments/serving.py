@@ -14,6 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.responses import FlowRunResponse
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
+from container_manager.conf import get_settings
 from flows.api import FlowRunError, translated
 from flows.late_runs import AUTO_SCHEDULED, delete_late_runs
 
@@ -23,9 +24,8 @@ from .running import FlowRunner, start_time
 
 logger = logging.getLogger("container_manager.deployments")
 
-#: Flow runs at once, by runner: a pass that stays and the next one, and a third by hand; and flow runs that wait
-#: for their jobs, each a process of some 110 MB.
-PROCESS_LIMITS = {QUEUE_RUNNER: 3, JOBS_RUNNER: 5}
+#: Passes at once: one that stays and the next one, and a third by hand.
+PASSES = 3
 #: seconds; between two looks for what is due.
 LOOK_SECONDS = 2.0
 #: seconds; how long before their time runs are known. They begin on time, whenever the API was asked last.
@@ -44,8 +44,6 @@ _STOP_SECONDS = 45.0
 _START_RETRIES = 3
 #: A flow run whose API is away at its end tries for some eight minutes to say how it ended: its work is done by then.
 _CLIENT_RETRIES = 7
-#: The API returns no more runs at once.
-_PAGE = 200
 
 
 def serve(definitions: tuple[Definition, ...], *, take_over: bool, on_registered: Callable[[], None]) -> None:
@@ -105,7 +103,8 @@ class _Service:
     ) -> None:
         self._client, self._definitions = client, definitions
         self._registered = registered
-        self._runners = {name: FlowRunner(limit, environment) for name, limit in PROCESS_LIMITS.items()}
+        limits = {QUEUE_RUNNER: PASSES, JOBS_RUNNER: get_settings().JOB_RUNS}
+        self._runners = {name: FlowRunner(limit, environment) for name, limit in limits.items()}
         self._look_at = self._check_at = time.monotonic()
         self._failures = 0
 
@@ -177,9 +176,7 @@ class _Service:
         """What is due, now or soon. Of a schedule's runs only the last that is due: downtime piles nothing up."""
         while True:
             until = datetime.now(UTC) + timedelta(seconds=_LOOK_AHEAD_SECONDS)
-            runs = self._client.get_scheduled_flow_runs_for_deployments(
-                deployment_ids, scheduled_before=until, limit=_PAGE
-            )
+            runs = self._client.get_scheduled_flow_runs_for_deployments(deployment_ids, scheduled_before=until)
             deleted = sum([self._delete_late(pk, runs) for pk in deployment_ids])
             if not deleted:
                 return runs

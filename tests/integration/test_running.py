@@ -2,24 +2,25 @@
 
 import json
 import signal
-from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import State
 from prefect.states import Cancelling
 
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import QueueManager
 from tests.conftest import wait_until
-from tests.integration.conftest import Serve, children_of
+from tests.integration.conftest import Serve, Served, children_of
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
-#: A pass stays as long as there is a container to wait for.
-STAYING = {"CONTAINER_MANAGER": json.dumps({"POLL_INTERVAL_SECONDS": 3600, "WORK_SECONDS": 600})}
+
+def settings(**changes: Any) -> dict[str, str]:
+    """A pass stays as long as there is a container to wait for, and none is scheduled meanwhile."""
+    return {"CONTAINER_MANAGER": json.dumps({"POLL_INTERVAL_SECONDS": 3600, "WORK_SECONDS": 600} | changes)}
 
 
 @pytest.fixture
@@ -27,54 +28,61 @@ def running_job(docker_host: DockerHost, manager: QueueManager) -> ContainerJob:
     return manager.queue_job(ContainerJob.objects.create_job(image="busybox", command=["sleep", "600"]))
 
 
-def until(job: ContainerJob, status: Status) -> None:
-    def has_come() -> bool:
-        job.refresh_from_db()
-        return bool(job.status == status)
-
-    wait_until(has_come, 90)
-
-
-def runs_in(*names: str) -> list[FlowRun]:
+def run_now(served: Served, name: str, **parameters: Any) -> UUID:
+    wait_until(lambda: f"serving {name}" in served.log.read_text(), 90)
     with get_client(sync_client=True) as client:
-        state = FlowRunFilterState(name=FlowRunFilterStateName(any_=list(names)))
-        return client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state))
+        deployment = client.read_deployment_by_name(name)
+        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
 
 
-def run_by_hand(run: Callable[..., Any]) -> None:
-    run("prefect", "deployment", "run", "process-queue/scheduled")
+def state_of(flow_run_id: UUID) -> State:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(flow_run_id).state
+
+
+def wait_for(flow_run_id: UUID, name: str) -> None:
+    wait_until(lambda: state_of(flow_run_id).name == name, 90)
+
+
+def is_running(job: ContainerJob) -> bool:
+    job.refresh_from_db()
+    return bool(job.status == Status.RUNNING)
 
 
 def test_what_serves_lets_the_pass_in_progress_finish_when_it_is_told_to_stop(
-    running_job: ContainerJob, serve: Serve, run: Callable[..., Any]
+    running_job: ContainerJob, serve: Serve
 ) -> None:
-    with serve(**STAYING) as served:
-        wait_until(lambda: "on demand" in served.log.read_text(), 90)
-        run_by_hand(run)
-        until(running_job, Status.RUNNING)
-        (in_progress,) = runs_in("Running")
+    with serve(**settings()) as served:
+        flow_run_id = run_now(served, "process-queue/scheduled")
+        wait_until(lambda: is_running(running_job), 90)
         served.process.send_signal(signal.SIGTERM)
         code = served.process.wait(60)
 
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(in_progress.id).state
-    running_job.refresh_from_db()
+    state = state_of(flow_run_id)
     assert (code, state.name, state.message.splitlines()[0]) == (0, "Completed", "launched 1")
-    assert running_job.status == Status.RUNNING
+    assert is_running(running_job)
 
 
-def test_a_pass_that_is_cancelled_ends_and_its_containers_run_on(
-    running_job: ContainerJob, serve: Serve, run: Callable[..., Any]
-) -> None:
-    with serve(**STAYING) as served:
-        wait_until(lambda: "on demand" in served.log.read_text(), 90)
-        run_by_hand(run)
-        until(running_job, Status.RUNNING)
-        (in_progress,) = runs_in("Running")
+def test_a_pass_that_is_cancelled_ends_and_its_containers_run_on(running_job: ContainerJob, serve: Serve) -> None:
+    with serve(**settings()) as served:
+        flow_run_id = run_now(served, "process-queue/scheduled")
+        wait_until(lambda: is_running(running_job), 90)
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(in_progress.id, Cancelling())
-        wait_until(lambda: in_progress.id in [cancelled.id for cancelled in runs_in("Cancelled")], 90)
+            client.set_flow_run_state(flow_run_id, Cancelling())
+        wait_for(flow_run_id, "Cancelled")
         left = children_of(served.process.pid)
 
-    running_job.refresh_from_db()
-    assert (left, running_job.status) == ([], Status.RUNNING)
+    assert (left, is_running(running_job)) == ([], True)
+
+
+def test_flow_runs_that_wait_for_their_jobs_hold_up_no_pass(docker_host: DockerHost, serve: Serve) -> None:
+    spec = {"image": "busybox", "command": ["sleep", "600"]}
+    with serve(**settings(JOB_RUNS=1)) as served:
+        first = run_now(served, "run-container-job/on-demand", spec=spec)
+        wait_for(first, "Running")
+        second = run_now(served, "run-container-job/on-demand", spec=spec)
+        beside = run_now(served, "process-jobs/on-demand")
+        wait_for(beside, "Completed")
+        states = [state_of(flow_run_id) for flow_run_id in (first, second)]
+
+    assert (states[0].is_running(), states[1].is_scheduled()) == (True, True)
