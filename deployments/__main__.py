@@ -52,6 +52,8 @@ def _see_to_limits(*, reset: bool) -> None:
             "no Prefect API is configured: run `prefect server start`, and set PREFECT_API_URL to the address it names"
         )
     with translated(), connected(REQUEST_SECONDS) as client:
+        # Before the database is asked: without the API there is nothing to say about it.
+        client.hello()
         for line in see_to_limits(client, reset=reset):
             _say(line)
         for line in table(client):
