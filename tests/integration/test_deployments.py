@@ -17,6 +17,7 @@ from container_manager.conf import Settings
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import QueueManager
 from deployments.definitions import SCHEDULE_SLUG, TAGS, Definition, definitions
+from deployments.registering import register
 from tests.conftest import ROOT, database_url, wait_until
 from tests.integration.conftest import Run, Serve
 
@@ -183,16 +184,16 @@ def test_prefect_deployment_run_launches_queued_jobs(
 def test_after_ten_minutes_in_which_nothing_served_one_run_makes_up_for_all(
     docker_host: DockerHost, manager: QueueManager, serve: Serve
 ) -> None:
-    with serve():
-        deployment = wait_until(lambda: read(QUEUE))
-        pause(deployment)
-    before = {run.id for run in runs_of(deployment.id)}
+    with get_client(sync_client=True) as client:
+        register(client, DEFINITIONS)
+    deployment = read(QUEUE)
+    pause(deployment)
     miss_runs(deployment.id, minutes=10)
 
     with serve() as served:
         wait_until(lambda: all(run.state.is_final() for run in runs_of(deployment.id)), 90)
 
-    assert len({run.id for run in runs_of(deployment.id)} - before) == 1
+    assert len(runs_of(deployment.id)) == 1
     assert "scheduled runs that were missed" in served.log.read_text()
     assert [schedule.active for schedule in read(QUEUE).schedules] == [False]
 
