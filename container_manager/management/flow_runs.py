@@ -11,8 +11,8 @@ from container_manager.conf import get_settings
 from container_manager.exceptions import ShuttingDown
 from container_manager.types import FlowRunReport, LoopStats, ProcessReport, ReportT
 
-from .processing import FlowRunFailed, NotConfigured, Options, one_line
-from .queue_report import Console, binding_limit
+from .processing import FlowRunFailed, NotConfigured, Options
+from .queue_report import Console, binding_limit, one_line
 
 Via = Literal["auto", "deployment", "inline"]
 Which = Literal["queue", "jobs"]

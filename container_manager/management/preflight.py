@@ -8,7 +8,8 @@ from django.db.utils import Error as DatabaseError
 
 from container_manager.checks import check_settings
 
-from .processing import Options, one_line
+from .processing import Options
+from .queue_report import one_line
 
 _LEAST = {"max_concurrent": 1, "poll_interval": 1, "timeout": 1, "shutdown_timeout": 0}
 

@@ -27,6 +27,7 @@ from .queue_report import (
     failed_line,
     job_lines,
     legacy_json,
+    one_line,
     processed_lines,
     queue_json,
     show_dry_run,
@@ -264,7 +265,3 @@ class JobProcessor(Processor):
                 self.console.say(line)
         self.console.say(f"Processed: {report.processed} jobs, Errors: {len(report.errors)}")
         return report
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -39,10 +39,10 @@ class Console:
             raise OutputLost(f"the output can't be written: {self._problem}") from self._problem
 
     def say(self, line: str) -> None:
-        self._write(self._stderr if self._as_json else self._stdout, line)
+        self._write(self._stderr if self._as_json else self._stdout, shown(line))
 
     def complain(self, line: str) -> None:
-        self._write(self._stderr, line)
+        self._write(self._stderr, shown(line))
 
     def emit(self, value: dict[str, Any]) -> None:
         if self._as_json:
@@ -50,11 +50,24 @@ class Console:
 
     def _write(self, stream: OutputWrapper, line: str) -> None:
         try:
-            stream.write(line, style_func=str)
+            try:
+                stream.write(line, style_func=str)
+            except UnicodeEncodeError:
+                # It is for a terminal or a file of few letters.
+                stream.write(line.encode("ascii", "backslashreplace").decode(), style_func=str)
             stream.flush()
         except OSError as e:
             self._problem = self._problem or e
             self.is_unread |= stream is self._stdout and isinstance(e, BrokenPipeError)
+
+
+def shown(text: str) -> str:
+    """On one line, and nothing that a terminal obeys: what Engines and databases say is foreign text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    return shown(" ".join(str(error).split())) or type(error).__name__
 
 
 def counted(count: int, noun: str) -> str:

@@ -3,9 +3,11 @@
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from django.db import connection
 
 from container_manager.models import ContainerJob, Status
 from tests.conftest import wait_until
@@ -68,6 +70,37 @@ def test_streams_that_are_closed_keep_it_from_nothing(site_with_api: Site, close
     assert (done.returncode, done.stderr) == (0, b"")
     job.refresh_from_db()
     assert job.status == (Status.RUNNING if flags == ONCE else Status.QUEUED)
+
+
+def test_a_terminal_of_few_letters(site: Site, no_prefect: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
+    site.queue("true", name="größe")
+    site.env["PYTHONIOENCODING"] = "ascii"
+    done = no_prefect("--queue-mode", "--dry-run")
+
+    assert done.returncode == 0
+    assert r": gr\xf6\xdfe (priority=50, " in done.stdout.splitlines()[-1]
+
+
+def test_foreign_text_stays_on_its_line_and_tells_a_terminal_nothing(site_with_api: Site) -> None:
+    job = site_with_api.queue("true")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TRIGGER trouble BEFORE UPDATE ON container_manager_containerjob "
+            "BEGIN SELECT RAISE(ABORT, 'red:\x1b[31m\nbroken'); END"
+        )
+    done = site_with_api.run(f"--job-id={job.pk}")
+
+    assert f"Error processing job {job.pk}: red:\\x1b[31m\\nbroken" in done.stdout.splitlines()
+
+
+def test_without_prefect_one_line_says_what_to_install(site: Site) -> None:
+    (site.folder / "prefect.py").write_text("raise ImportError('no Prefect here')\n")
+    done = site.run(*ONCE, PYTHONPATH=str(site.folder))
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "CommandError: Command failed: Prefect can't be imported: no Prefect here; install the project's requirements\n"
+    )
 
 
 def written_to(target: str, site: Site, *flags: str) -> "subprocess.CompletedProcess[str]":

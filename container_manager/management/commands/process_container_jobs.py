@@ -13,8 +13,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from container_manager.management.arguments import DEFAULTS, EXAMPLES, HelpFormatter, add_arguments
 from container_manager.management.flow_runs import PrefectFlowRuns, Via
 from container_manager.management.preflight import check_database, check_options, check_project
-from container_manager.management.processing import FAILURES, JobProcessor, Options, QueueProcessor, one_line
-from container_manager.management.queue_report import Console
+from container_manager.management.processing import FAILURES, JobProcessor, Options, QueueProcessor
+from container_manager.management.queue_report import Console, one_line
 from container_manager.management.signals import SignalWatch
 from container_manager.services import StatusGroup
 
