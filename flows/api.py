@@ -4,9 +4,11 @@ from . import _django  # noqa: F401, I001 (sets Django up before anything else i
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -20,6 +22,16 @@ from container_manager.exceptions import ContainerManagerError
 PROBE_SECONDS = 3
 #: Of one call in the midst of a pass: six seconds. A server on SQLite that is busy needs one.
 _RETRIES = 2
+#: seconds; of an API that has been found to be away in the midst of a pass.
+_ABSENCE_SECONDS = 30
+
+
+@dataclass
+class _Absence:
+    until: float = 0
+
+
+_absence: ContextVar[_Absence | None] = ContextVar("container_manager_absence", default=None)
 
 
 class FlowRunError(ContainerManagerError):
@@ -93,13 +105,24 @@ def probe(ask: Callable[[SyncPrefectClient], Any]) -> None:
 
 @contextmanager
 def without_patience() -> Iterator[None]:
-    """Within, a call to an API that has gone away fails after seconds: the queue goes on without it.
+    """Within, a call to an API that has gone away fails after seconds, and is spared for a while once one has: the
+    queue goes on without it.
 
     What a flow run has to say at its end is not within, and may be tried for minutes.
     """
     retries = min(_RETRIES, PREFECT_CLIENT_MAX_RETRIES.value())
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
-        yield
+    token = _absence.set(_Absence())
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
+            yield
+    finally:
+        _absence.reset(token)
+
+
+def is_away() -> bool:
+    """Whether a call `without_patience` has just found the API away: what can be spared is not asked again."""
+    absence = _absence.get()
+    return absence is not None and time.monotonic() < absence.until
 
 
 @contextmanager
@@ -133,10 +156,15 @@ def translated(seconds: float | None = None) -> Iterator[None]:
         ) from e
 
 
-def level_of(error: Exception) -> int:
-    """Of a line on what could not be asked or said. That the API is away is told by whoever began the flow run."""
-    is_away = isinstance(error, httpx.TransportError) or isinstance(error.__cause__, httpx.TransportError)
-    return logging.INFO if is_away else logging.WARNING
+def noted(error: Exception) -> int:
+    """The level for a line on what could not be asked or said. An API that is away is told of by whoever began the
+    flow run; here it is noted, for `is_away`.
+    """
+    if not isinstance(error, httpx.TransportError) and not isinstance(error.__cause__, httpx.TransportError):
+        return logging.WARNING
+    if (absence := _absence.get()) is not None:
+        absence.until = time.monotonic() + _ABSENCE_SECONDS
+    return logging.INFO
 
 
 def _silence(seconds: float | None) -> str:

@@ -12,7 +12,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskR
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from .api import PROBE_SECONDS, FlowRunError, connected, translated
+from .api import PROBE_SECONDS, FlowRunError, connected, noted, translated
 
 logger = logging.getLogger("container_manager.flows")
 
@@ -35,7 +35,7 @@ class CancelledRuns:
             cancelled = ask(run_ids)
         except FlowRunError as e:
             self._ask_at = time.monotonic() + _AWAY_SECONDS
-            logger.warning("whether the flow runs of jobs were cancelled is not known at the moment: %s", e)
+            logger.log(noted(e), "whether the flow runs of jobs were cancelled is not known at the moment: %s", e)
             return set()
         self._ask_at = time.monotonic() + _ASK_SECONDS
         return cancelled

@@ -42,9 +42,9 @@ logger = logging.getLogger("container_manager.flows")
 
 #: seconds; on a new database the server makes its tables first, which takes eight on two cores.
 START_SECONDS = 90
-#: Of a call to an API that was there a moment ago: some seven seconds in all, and a flow run that the API goes away
-#: from makes three such calls until it ends. Prefect's own five retries take over a minute each. A SQLite server that
-#: is busy needs one.
+#: Of a call to an API that was there a moment ago: ten seconds in all, and a flow run that the API goes away from makes
+#: three such calls until it ends. Prefect's own five retries take over a minute each. A SQLite server that is busy
+#: needs one in two of three flow runs, and two in one of 25.
 CLIENT_RETRIES = 2
 #: seconds; for the last logs and events of a run.
 DRAIN_SECONDS = 5
@@ -195,7 +195,7 @@ def _renew_services(url: str) -> None:
     global _services_url
     if _services_url not in ("", url):
         # It stops all of them, whoever is asked; what still has something to send may do so in the background.
-        APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+        APILogWorker.drain_all(timeout=0)
     _services_url = url
 
 

@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from container_manager.queue import queue_manager
 from container_manager.types import HOST_TAG_PREFIX, JOB_TAG, Frozen, Limits
 
-from .api import level_of
+from .api import is_away, noted
 
 #: Prefect's own limit on launch tasks in flight.
 LAUNCH_TAG = "container-launch"
@@ -61,13 +61,15 @@ def on_temporary_server() -> Iterator[None]:
 
 def read() -> tuple[Limits | None, LaunchSlots] | None:
     """The limits as they are now, in one call; None if the server can't say. No limits, if nobody can set them."""
+    if is_away():
+        return None
     try:
         with get_client(sync_client=True, httpx_settings={"timeout": _REQUEST_SECONDS}) as client:
             rows = read_rows(client)
             slots = _launch_slots(client, rows.get(LAUNCH_TAG))
             is_temporary = _is_temporary.get() or client.server_type is ServerType.EPHEMERAL
     except httpx.HTTPError as e:
-        logger.log(level_of(e), "the limits of Prefect's tags can't be read, the last ones hold: %s", e)
+        logger.log(noted(e), "the limits of Prefect's tags can't be read, the last ones hold: %s", e)
         return None
     limits = Limits(
         total=rows[JOB_TAG].limit if JOB_TAG in rows else None,

@@ -18,7 +18,7 @@ from container_manager.queue import queue_manager
 from container_manager.types import BatchResult, LoopStats
 
 from . import limits
-from .api import level_of, without_patience
+from .api import noted, without_patience
 from .cancelled_runs import CancelledRuns
 from .late_runs import delete_missed_runs
 from .naming import pass_name
@@ -102,7 +102,7 @@ def _launch_as_task(max_concurrent: int, timeout: float) -> BatchResult:
     try:
         return launch_next_batch(max_concurrent, timeout)
     except (httpx.HTTPError, ConcurrencySlotAcquisitionError) as e:
-        logger.log(level_of(e), "tag %s: no slot could be taken or given back: %s", limits.LAUNCH_TAG, e)
+        logger.log(noted(e), "tag %s: no slot could be taken or given back: %s", limits.LAUNCH_TAG, e)
         # Tried again in the next round, as something that the limit or an API that is away has kept from being done.
         return done[0] if done else BatchResult(limit=f"tag {limits.LAUNCH_TAG}: {e}", throttled=True)
     finally:

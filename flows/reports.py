@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from container_manager.types import HostLoad, LoopStats, PurgeReport, QueueMetrics
 
-from .api import level_of
+from .api import is_away, noted
 from .links import job_links, job_url
 
 logger = logging.getLogger("container_manager.flows")
@@ -80,10 +80,12 @@ def show_queue(metrics: QueueMetrics, stats: LoopStats) -> None:
     table = [{"what": what, "now": now} for what, now in rows]
     about = job_links(sorted({*stats.job_ids, *(job.job_id for job in stats.ended), *stats.failed_ids})[-_SHOWN_LINKS:])
     description = f"{summary_of(stats)}\n\n{about}" if about else summary_of(stats)
+    if is_away():
+        return
     try:
         create_table_artifact(table, key=ARTIFACT_KEY, description=description)
     except httpx.HTTPError as e:
-        logger.log(level_of(e), "the artifact of the queue was not written: %s", e)
+        logger.log(noted(e), "the artifact of the queue was not written: %s", e)
 
 
 def show_links(job_ids: list[int]) -> None:
@@ -93,7 +95,7 @@ def show_links(job_ids: list[int]) -> None:
     try:
         create_markdown_artifact(links, description="The pages of its jobs")
     except httpx.HTTPError as e:
-        logger.log(level_of(e), "the links to the jobs were not written: %s", e)
+        logger.log(noted(e), "the links to the jobs were not written: %s", e)
 
 
 def emit_changes(stats: LoopStats) -> None:

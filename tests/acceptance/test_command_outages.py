@@ -172,7 +172,7 @@ def test_a_prefect_server_that_goes_away_and_comes_back_is_survived_and_told_onc
     command.send(signal.SIGTERM)
     asked_at = time.monotonic()
     assert command.end(70) == 0
-    assert time.monotonic() - asked_at < 45
+    assert time.monotonic() - asked_at < 60
     # Between two looks at it the server may have come back: how it runs then changes twice.
     places = [place for place, _ in groupby(said(command, "Prefect: "))]
     assert places == [ours, "Prefect: a temporary server that ends with this command", ours]

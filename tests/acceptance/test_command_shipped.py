@@ -35,11 +35,11 @@ def have(request: pytest.FixtureRequest, program: str, package: str) -> None:
         missing(request.config, f"{program} (apt-get install {package})")
 
 
-def unit(name: str) -> configparser.SectionProxy:
+def unit(name: str, section: str = "Service") -> configparser.SectionProxy:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(FOLDER / "systemd" / f"{name}.service")
-    return parser["Service"]
+    return parser[section]
 
 
 def parsed(arguments: list[str]) -> dict[str, Any]:
@@ -82,6 +82,13 @@ def test_a_unit_stops_gracefully_and_starts_again(name: str) -> None:
 
     assert {key: service[key] for key in expected} == expected
     assert service["ExecStart"].startswith(f"{service['WorkingDirectory']}/.venv/bin/python ")
+
+
+@pytest.mark.parametrize("name", [PROCESSOR, SERVED])
+def test_a_unit_stops_before_what_it_needs(name: str) -> None:
+    needs = {"docker.service", "postgresql.service", "prefect-server.service"}
+
+    assert needs <= set(unit(name, "Unit")["After"].split())
 
 
 def test_the_processors_unit_runs_the_command_which_ends_before_systemd_kills_it() -> None:
