@@ -129,7 +129,8 @@ def _run(spec: RunSpec, run: OwnRun, *, is_own_run: bool) -> JobResult:
     if run.flow_run_id:
         with without_patience():
             show_links([job.pk])
-    watch = JobWatch(job, RunLog(run, job.pk))
+    log = RunLog(run, job.pk)
+    watch = JobWatch(job, log)
     try:
         with graceful_termination():
             _wait(watch, run)
@@ -139,6 +140,7 @@ def _run(spec: RunSpec, run: OwnRun, *, is_own_run: bool) -> JobResult:
         return _judge(watch.result())
     finally:
         watch.close()
+        log.close()
 
 
 def _earlier_job(flow_run_id: str, run: OwnRun) -> ContainerJob | None:

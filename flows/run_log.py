@@ -3,7 +3,8 @@
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -32,27 +33,38 @@ class RunLog:
         self._name = f"job-{job_id}"
         #: Lines of the present call that have arrived.
         self._sent = 0
+        #: Kept while it works: to make one takes longer than a call.
+        self._client = ExitStack()
+        self._create_logs: Callable[[list[dict[str, Any]]], None] | None = None
 
     def __call__(self, lines: Sequence[LogLine]) -> bool:
         if not self._run.flow_run_id or not PREFECT_LOGGING_TO_API_ENABLED.value():
             _show(lines)
             return True
         try:
-            with (
-                temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-                get_client(httpx_settings={"timeout": PROBE_SECONDS}, sync_client=True) as client,
-            ):
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
                 while self._sent < len(lines):
                     part = _first(lines[self._sent :])
-                    client.create_logs([self._record(line) for line in part])
+                    self._send([self._record(line) for line in part])
                     self._sent += len(part)
                     _show(part)
         except httpx.HTTPError as e:
+            self.close()
             if not isinstance(e, httpx.HTTPStatusError) or e.response.is_server_error:
                 return False
             logger.warning("the API refuses what %s writes: %s", self._name, detail_of(e.response))
         self._sent = 0
         return True
+
+    def close(self) -> None:
+        self._create_logs = None
+        self._client.close()
+
+    def _send(self, records: list[dict[str, Any]]) -> None:
+        if self._create_logs is None:
+            client = get_client(httpx_settings={"timeout": PROBE_SECONDS}, sync_client=True)
+            self._create_logs = self._client.enter_context(client).create_logs
+        self._create_logs(records)
 
     def _record(self, line: LogLine) -> dict[str, Any]:
         run = self._run

@@ -9,6 +9,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 
+from container_manager.cancelling import cancel_with_runs
 from container_manager.claiming import claim, promote_due, ready_jobs
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import QueueManager
@@ -43,6 +44,8 @@ def full_table(database: str, fleet: Fleet) -> DockerHost:
     rows.copies(MANY, status="'scheduled'", scheduled_for=rows.moment("3600 + n"))
     rows.copies(50, status="'scheduled'", scheduled_for=rows.moment("-n"))
     rows.copies(50, status="'failed'", reason="'launch'")
+    rows.copies(MANY, status="'completed'", flow_run_id="'told'", finished_at=rows.moment("-n"))
+    rows.copies(2, status="'queued'", queued_at=rows.moment("-n"), flow_run_id="'awaited'")
     alive = {"slot_host_id": str(free.pk), "attempt": "1"}
     rows.copies(
         20,
@@ -95,11 +98,13 @@ def test_passes_find_their_rows_by_indexes(full_table: DockerHost, manager: Queu
     promoted = plans(lambda: promote_due(until=0))
     claimed = plans(lambda: claim(1000, {full_table.pk}, limit=10))
     passed = plans(lambda: manager.process_queue_continuous(1, 1, work_seconds=0))
+    awaited = plans(lambda: cancel_with_runs(lambda run_ids: run_ids))
 
-    assert [*map(without_index, (ready, read, promoted, claimed, passed))] == [[], [], [], [], []]
+    assert [*map(without_index, (ready, read, promoted, claimed, passed, awaited))] == [[], [], [], [], [], []]
     assert "cm_job_promote" in indexes(promoted)
     assert indexes(claimed) >= {"cm_job_claim_any", "cm_job_slots"}
     assert indexes(passed) >= {"cm_job_leases", "cm_job_slots"}
+    assert "cm_job_awaited" in indexes(awaited)
 
 
 def test_pinned_jobs_are_claimed_by_an_index_of_their_own(full_table: DockerHost) -> None:
