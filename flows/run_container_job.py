@@ -63,6 +63,15 @@ _STATE_NAMES = {
     Reason.HOST_INTERRUPTED: "HostInterrupted",
 }
 
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """At the end of a process Prefect logs, of no flow, a traceback of what its run's state has said already."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, JobFailed | JobRefused) and getattr(record, "flow_name", "") == "<unknown>")
+
+
+logging.getLogger("prefect.flow_runs").addFilter(_is_news)
+
 Spec = Annotated[RunSpec, Field(description="What runs, how and where.")]
 
 

@@ -349,6 +349,7 @@ def test_a_run_whose_process_is_told_to_end_goes_on_in_the_next_one(database: st
     assert (job.status, job.attempt) == (Status.FAILED, 1)
     assert result_in(state_of(run.id)).job_id == job.pk
     assert (state_of(run.id).name, ContainerJob.objects.count()) == ("Failed", 1)
+    assert [log.message for log in logs_of(run.id) if "Traceback" in log.message] == []
 
 
 def resolve(reference: str) -> str:
