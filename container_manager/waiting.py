@@ -12,7 +12,7 @@ from .conf import get_settings
 from .engine import Stream
 from .exceptions import ContainerManagerError, SecretUnavailable
 from .following import LiveLog, Tell
-from .models import ENDED, ContainerJob, DockerHost, JobAttempt, Status
+from .models import ALIVE, ENDED, ContainerJob, DockerHost, JobAttempt, Status
 from .policy import describe
 from .queue import QueueManager, queue_manager
 from .types import JobResult, JobSpec, RunSpec
@@ -99,8 +99,8 @@ class JobWatch:
         self._tell: Tell = lambda lines: tell([line._replace(text=self._masking.mask(line.text)) for line in lines])
         self._seen: tuple[object, ...] = ()
         self._live: LiveLog | None = None
-        #: Attempts up to this one have been told.
-        self._told = 0
+        #: Attempts up to this one have been told; those before it begins are of no interest any more.
+        self._told = job.attempt - 1 if job.status in (*ALIVE, *ENDED) else job.attempt
 
     def has_ended(self) -> bool:
         """One query by key as long as nothing changes. Raises `JobDeleted`."""

@@ -17,16 +17,18 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import docker
+import psycopg
 import pytest
-from django.db import connections
+from django.db import connection, connections
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import Log, State
 from prefect.events.worker import EventsWorker
+from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running
 from prefect.types.entrypoint import EntrypointType
 
 from container_manager.following import LogLine
@@ -385,6 +387,37 @@ def test_what_can_not_be_masked_is_not_shown(database: str, settings: Any) -> No
     assert watch.has_ended()
     assert told == []
     assert watch.result().stdout_tail.startswith("[withheld: the job has secrets")
+
+
+@on_postgres
+@pytest.mark.parametrize(("code", "attempts"), [(3, 2), (0, 1)], ids=["failed", "completed"])
+def test_a_run_that_is_run_again_runs_its_job_again_unless_all_is_well(database: str, code: int, attempts: int) -> None:
+    parameters = {"spec": spec(f"echo done; exit {code}")}
+    with get_client(sync_client=True) as client:
+        run_id = client.create_flow_run(run_container_job, state=Pending()).id
+        for state in (Pending(), AwaitingRetry()):
+            client.set_flow_run_state(run_id, state, force=True)
+            run_flow(run_container_job, client.read_flow_run(run_id), parameters=parameters, return_type="state")
+
+    job = ContainerJob.objects.get()
+    assert (job.exit_code, job.attempt, job.flow_run_id) == (code, attempts, str(run_id))
+    assert len(output_of(run_id)) == 2
+    assert result_in(state_of(run_id)).attempt == attempts
+
+
+@on_postgres
+def test_a_run_outlives_connections_that_the_database_ends(database: str) -> None:
+    with running(lambda: run_container_job(spec("sleep 3"))) as done:
+        running_job()
+        connection.close()
+        with psycopg.connect(database_url()) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        result = done.result(60)
+
+    assert (result.status, result.exit_code) == ("completed", 0)
 
 
 @on_postgres
