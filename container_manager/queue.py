@@ -135,8 +135,8 @@ class QueueManager:
         job.refresh_from_db()
         job.validated_spec()
         charged = {"retry_count": job.retry_count + 1} if is_charged else {}
-        fields = {**charged, "flow_run_id": flow_run_id}
-        self._to_queue(job, schedule_for, ENDED, "only a job that has ended is retried", **fields)
+        hint = "only a job that has ended is retried"
+        self._to_queue(job, schedule_for, ENDED, hint, flow_run_id=flow_run_id, **charged)
         return job
 
     def declare_host_lost(self, host: DockerHost) -> list[EndedJob]:
@@ -247,8 +247,7 @@ class QueueManager:
     ) -> None:
         """Wait until `is_done`, which is asked twice a second, or a stop is asked for. Several threads may.
 
-        One round at once; more, each told to `on_round`, while nobody else does them. A failing database is
-        waited for.
+        One round at once; more, each told to `on_round`, while nobody else does them. Waits for a failing database.
         """
         self._rounds(max_concurrent, timeout, launch, cancelled_runs).until(is_done, on_round, self._one_at_a_time)
 
