@@ -155,14 +155,22 @@ def _is_in_flight(client: SyncPrefectClient, task_run_id: UUID) -> bool:
     try:
         task_run = client.read_task_run(task_run_id)
     except ObjectNotFound:
-        # Its record may come later than its slot.
-        return True
+        # Its record comes later than its slot; or never, if it was killed in between.
+        return _is_young(_made_at(task_run_id))
     if task_run.state is not None and task_run.state.is_final():
         return False
-    since = task_run.start_time or task_run.created
-    if since is not None and datetime.now(UTC) - since > timedelta(seconds=LAUNCH_SECONDS):
+    if not _is_young(task_run.start_time or task_run.created):
         return False
     return task_run.flow_run_id is None or not _has_ended(client, task_run.flow_run_id)
+
+
+def _is_young(since: datetime | None) -> bool:
+    return since is None or datetime.now(UTC) - since < timedelta(seconds=LAUNCH_SECONDS)
+
+
+def _made_at(task_run_id: UUID) -> datetime | None:
+    """The time in an id of version 7: its first 48 bits, in milliseconds."""
+    return datetime.fromtimestamp((task_run_id.int >> 80) / 1000, UTC) if task_run_id.version == 7 else None
 
 
 def _has_ended(client: SyncPrefectClient, flow_run_id: UUID) -> bool:
