@@ -14,7 +14,7 @@ from typing import Any
 import docker
 import pytest
 from django.core.management import call_command
-from django.db import transaction
+from django.db import connection, transaction
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -183,6 +183,27 @@ def test_a_traceback_comes_only_with_traceback(tmp_path: Path, flags: tuple[str,
 
     assert done.returncode == 1
     assert ("Traceback (most recent call last)" in done.stderr) is bool(flags)
+
+
+@pytest.mark.parametrize("flags", [("--traceback",), ()])
+def test_a_flow_run_that_fails_here_is_one_line_without_traceback(site_with_api: Site, flags: tuple[str, ...]) -> None:
+    site_with_api.queue("true")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TRIGGER trouble BEFORE UPDATE ON container_manager_containerjob "
+            "BEGIN SELECT RAISE(ABORT, 'disk trouble'); END"
+        )
+    done = site_with_api.run(*ONCE, *flags)
+
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    if flags:
+        assert "Encountered exception during execution" in done.stderr
+        assert lines.count("Traceback (most recent call last):") > 1
+    else:
+        assert len(lines) == 1
+        assert lines[0].startswith("CommandError: Command failed: flow run ")
+        assert lines[0].endswith(" ended as Failed: Flow run encountered an exception: IntegrityError: disk trouble")
 
 
 def test_other_failures_have_one_prefix(site: Site) -> None:
