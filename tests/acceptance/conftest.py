@@ -20,6 +20,8 @@ import docker
 import psycopg
 import pytest
 from django.db import connections
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation
@@ -192,6 +194,12 @@ def site(
     env = environment(PREFECT_HOME=str(prefect_home))
     with connected(url, django_db_blocker), installed(url, env, tmp_path, engine) as site:
         yield site
+
+
+@pytest.fixture
+def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        yield client
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from django.core.management.base import OutputWrapper
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
@@ -36,12 +36,6 @@ ONCE = ("--queue-mode", "--once")
 NOBODY = "http://127.0.0.1:1/api"
 NAME = "process-queue/scheduled"
 ID = "11111111-1111-4111-8111-111111111111"
-
-
-@pytest.fixture
-def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
-        yield client
 
 
 @contextmanager

@@ -15,8 +15,7 @@ import docker
 import pytest
 from django.core.management import call_command
 from django.db import connection, transaction
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.client.orchestration import SyncPrefectClient
 
 from container_manager.conf import Settings
 from container_manager.management.commands.process_container_jobs import Command
@@ -82,12 +81,6 @@ Exit codes: 0 done; 1 wrong usage or configuration, or the flow run failed;
 2 unknown options; 3 with --once a job failed to launch, with --fail-on-error
 a job errored. A job's own exit code is never an error here.
 """
-
-
-@pytest.fixture
-def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
-        yield client
 
 
 @pytest.mark.parametrize("flag", FLAGS)

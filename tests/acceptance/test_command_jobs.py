@@ -1,14 +1,12 @@
 """Legacy mode, status by status and under the caps of queue mode; each test a sentence of its contract."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.utils import timezone
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from container_manager.containers import container_name
 from container_manager.engine import DockerEngine
@@ -18,12 +16,6 @@ from container_manager.types import ContainerSpec
 from tests.conftest import wait_until
 
 from .conftest import Site
-
-
-@pytest.fixture
-def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
-        yield client
 
 
 def left_by_a_launcher(site: Site, status: Status, *, is_lease_over: bool) -> ContainerJob:

@@ -1,26 +1,20 @@
 """Where the command's flow runs run, and what it says when they can't; each test a sentence of its contract."""
 
-import json
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from django.db import connection
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Pending
-from prefect.states import Running as Began
 
 from container_manager.models import Status
 from tests.conftest import ROOT, wait_until
 
 from .conftest import Running, Site, answering, environment, objects, unanswered
+from .deployed import deployed, runs_of, using
 
 ONCE = ("--queue-mode", "--once")
 NOBODY = "http://127.0.0.1:1/api"
@@ -54,12 +48,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
-def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
-        yield client
-
-
 @pytest.fixture(scope="module")
 def stubs(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder in which they run."""
@@ -78,22 +66,6 @@ def stubs(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (folder / "go").touch()
     server.send(signal.SIGTERM)
     server.end()
-
-
-def using(deployment: str, **settings: Any) -> dict[str, str]:
-    deployments = {"queue": deployment, "jobs": deployment}
-    return {"CONTAINER_MANAGER": json.dumps({"DEPLOYMENTS": deployments, "PICKUP_SECONDS": 2} | settings)}
-
-
-def deployed(client: SyncPrefectClient, name: str, **fields: Any) -> str:
-    """A deployment that nobody runs."""
-    client.create_deployment(client.create_flow_from_name("process-queue"), name, **fields)
-    return f"process-queue/{name}"
-
-
-def runs_of(client: SyncPrefectClient, name: str) -> list[FlowRun]:
-    deployment_id = client.read_deployment_by_name(name).id
-    return [run for run in client.read_flow_runs() if run.deployment_id == deployment_id]
 
 
 def test_a_served_deployment_runs_the_queue(site_with_api: Site) -> None:
@@ -161,93 +133,6 @@ def test_a_run_that_a_worker_has_is_waited_for_and_named_if_it_outlasts_us(
     (stubs / "go").touch()
     assert patient.end() == 0
     assert api.read_flow_run(run.id).state_type == "COMPLETED"
-
-
-@pytest.mark.parametrize(
-    ("pool", "how"), [(None, "`python -m deployments`"), ("yard", "`prefect worker start --pool yard`")]
-)
-def test_what_nothing_picks_up_is_cancelled_and_the_error_says_how_to_start_a_worker(
-    site_with_api: Site, api: SyncPrefectClient, pool: str | None, how: str
-) -> None:
-    if pool:
-        api.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-    name = deployed(api, f"unattended-{pool}", work_pool_name=pool)
-    done = site_with_api.run(*BY_DEPLOYMENT, **using(name))
-
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"CommandError: Command failed: no worker picked up the flow run of {name} within 2 s, so it was cancelled; "
-        f"start one with {how}\n"
-    )
-    assert [run.state_type for run in runs_of(api, name)] == ["CANCELLED"]
-
-
-def the_run(client: SyncPrefectClient, name: str) -> FlowRun:
-    runs: list[FlowRun] = wait_until(lambda: runs_of(client, name))
-    return runs[0]
-
-
-def test_a_run_that_is_still_pending_is_cancelled_and_one_that_runs_is_not(
-    site_with_api: Site, api: SyncPrefectClient
-) -> None:
-    names = deployed(api, "sluggish"), deployed(api, "prompt")
-    commands = [site_with_api.start(*BY_DEPLOYMENT, **using(name, PICKUP_SECONDS=6)) for name in names]
-    pending, running = (the_run(api, name) for name in names)
-    # What a worker says when it has taken a run, and when it has begun it.
-    api.set_flow_run_state(pending.id, Pending())
-    api.set_flow_run_state(running.id, Began(), force=True)
-
-    assert commands[0].end() == 1
-    assert api.read_flow_run(pending.id).state_type == "CANCELLED"
-    time.sleep(2)
-    assert api.read_flow_run(running.id).state_type == "RUNNING"
-    api.set_flow_run_state(running.id, Completed(message="{}"), force=True)
-    assert commands[1].end() == 0
-    assert commands[1].lines[-1] == "Processed queue: launched 0 jobs"
-
-
-def test_after_a_signal_a_run_that_nothing_has_picked_up_is_cancelled_with_exit_code_0(
-    site_with_api: Site, api: SyncPrefectClient
-) -> None:
-    name = deployed(api, "abandoned")
-    command = site_with_api.start("--queue-mode", "--via=deployment", **using(name, PICKUP_SECONDS=60))
-    run = the_run(api, name)
-    command.send(signal.SIGTERM)
-
-    assert command.end(10) == 0
-    assert command.lines[-2:] == [
-        "Received SIGTERM, shutting down gracefully...",
-        "Queue processor finished. Processed 0 iterations, launched 0 jobs",
-    ]
-    assert [(one.id, one.state_type) for one in runs_of(api, name)] == [(run.id, "CANCELLED")]
-
-
-def test_auto_runs_inline_what_nobody_has_polled_lately(site_with_api: Site, api: SyncPrefectClient) -> None:
-    name = deployed(api, "unpolled")
-    done = site_with_api.run(*ONCE, **using(name))
-
-    assert done.returncode == 0
-    assert f"Runs: inline (no worker has asked for flow runs of {name} lately; " in done.stdout
-    assert runs_of(api, name) == []
-
-
-def test_auto_runs_inline_with_one_warning_what_is_not_picked_up(site_with_api: Site, api: SyncPrefectClient) -> None:
-    name = deployed(api, "polled")
-    api.request("POST", "/deployments/get_scheduled_flow_runs", json={"deployment_ids": [str(id_of(api, name))]})
-    wait_until(lambda: api.read_deployment_by_name(name).last_polled)
-    job = site_with_api.queue("true")
-    done = site_with_api.run(*ONCE, **using(name))
-
-    assert done.returncode == 0
-    assert done.stderr.startswith("Warning: no worker picked up the flow run")
-    assert done.stderr.count("\n") == 1
-    assert [run.state_type for run in runs_of(api, name)] == ["CANCELLED"]
-    job.refresh_from_db()
-    assert job.status == Status.RUNNING
-
-
-def id_of(client: SyncPrefectClient, name: str) -> Any:
-    return client.read_deployment_by_name(name).id
 
 
 def test_with_the_prefect_server_down_the_queue_still_moves(site: Site) -> None:
