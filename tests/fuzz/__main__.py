@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ def main() -> int:
     parser.add_argument("--cap", type=int, default=6, help="containers alive at once (default: %(default)s)")
     parser.add_argument("--kill", type=float, default=0.01, help="probability at each point (default: %(default)s)")
     parser.add_argument("--stall", type=float, default=0.015, help="probability at each point (default: %(default)s)")
+    parser.add_argument("--lose", type=float, default=0.05, help="probability per answer (default: %(default)s)")
     parser.add_argument("--deadline", type=float, default=300, help="seconds for one run (default: %(default)s)")
     options = parser.parse_args()
     if options.database is None:
@@ -62,22 +62,20 @@ def _on_one(options: argparse.Namespace, folder: Path) -> int:
     from django.core.management import call_command
 
     from . import driver, verdict
+    from .faults import Chances, tally
     from .worker import Plan
 
     call_command("migrate", verbosity=0)
-    print(verdict.line(verdict.HEADINGS), verdict.RULE, sep="\n", flush=True)
-    counts: dict[str, Counter[str]] = {}
-    has_failed = False
+    chances = Chances(options.kill, options.stall, options.lose)
+    outcomes = []
     for seed in options.seeds:
-        plan = Plan(seed=seed, cap=options.cap, kill=options.kill, stall=options.stall, folder=folder / f"seed-{seed}")
-        outcome = driver.run(plan, options.jobs, options.workers, options.deadline)
-        print(verdict.line(outcome.cells), flush=True)
-        for violation in outcome.violations:
-            has_failed = True
+        plan = Plan(seed, options.cap, chances, folder / f"seed-{seed}")
+        outcomes.append(driver.run(plan, options.jobs, options.workers, options.deadline))
+        print(*verdict.lines(outcomes[-1], is_first=len(outcomes) == 1), sep="\n", flush=True)
+        for violation in outcomes[-1].violations:
             print(f"seed {seed} on {options.database}: {violation}", flush=True)
-        counts = {what: counts.get(what, Counter()) + outcome.counts[what] for what in outcome.counts}
-    print(verdict.points(counts), flush=True)
-    return int(has_failed)
+    print(verdict.describe(tally(folder.glob("*/*.points"))), flush=True)
+    return int(any(outcome.violations for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from container_manager.queue import queue_manager
 
 from . import worker, workload
 from .faults import tally
-from .verdict import Verdict, judge
+from .verdict import Seen, Verdict, judge
 from .watching import watching
 
 #: seconds; a worker that was told to end has at most a stall and a round before it.
@@ -113,8 +113,8 @@ def run(plan: worker.Plan, count: int, workers: int, deadline_seconds: float) ->
         until = time.monotonic() + 5
         while events.ends < sum(events.starts.values()) and time.monotonic() < until:
             time.sleep(_TICK_SECONDS)
-    counts = tally(plan.folder.glob("*.points"))
-    return judge(plan, connection.vendor, counts, events, samples, leftovers, crew.crashes, seconds)
+    faults = tally(plan.folder.glob("*.points"))
+    return judge(plan, connection.vendor, Seen(events, samples, faults, leftovers, crew.crashes, seconds))
 
 
 def _is_settled(client: docker.DockerClient, instance_id: str) -> bool:

@@ -1,6 +1,7 @@
-"""Where a worker may die or stall: before and after each call to the Engine and each compare-and-set.
+"""Where a worker may die or stall: before and after each call to the Engine and each compare-and-set. And answers of
+the Engine that are lost on the way.
 
-Both are met at seams that exist anyway: the Engine that `QueueManager` is handed, and Django's wrapper around
+All are met at seams that exist anyway: the Engine that `QueueManager` is handed, and Django's wrapper around
 the execution of statements. The product holds nothing for it.
 """
 
@@ -10,7 +11,8 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from django.db import connection
 
 from container_manager.engine import Engine
+from container_manager.exceptions import OutcomeUnknown
 from container_manager.models import ContainerJob
 from container_manager.types import Observation
 
@@ -44,9 +47,22 @@ _WEIGHTS = {
     "signal": 3.0, "note of a stop": 3.0, "move to cancelled": 4.0,
 }  # fmt: skip
 
+#: What an Engine may have done though it gave no answer.
+_SIDE_EFFECTS = ("create", "start", "signal", "remove")
 _UPDATE = re.compile(rf'UPDATE "{ContainerJob._meta.db_table}" SET "(\w+)" = ')
 #: The first column of a compare-and-set without a change of status.
 _AMENDMENTS = {"claim_token": "take over", "stop_requested_at": "note of a stop", "missing_at": "note of a gap"}
+
+
+@dataclass(frozen=True)
+class Chances:
+    """The probabilities of faults."""
+
+    #: At the passing of a point, but for the weights above.
+    kill: float
+    stall: float
+    #: Of each answer to a call that changes something.
+    lose: float
 
 
 class Faults:
@@ -55,31 +71,44 @@ class Faults:
     Each passing of a point, and each fault, is a line of `log`.
     """
 
-    def __init__(self, seed: str, kill: float, stall: float, log: Path) -> None:
-        """`kill`, `stall`: the probabilities of each at a passing, but for the weights above."""
-        self._seed, self._kill, self._stall = seed, kill, stall
+    def __init__(self, seed: str, chances: Chances, log: Path) -> None:
+        self._seed, self._chances = seed, chances
         self._draws: dict[str, random.Random] = {}
         # Unbuffered: it must be written when the process dies.
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def at(self, point: str, *, may_stall: bool = True) -> None:
-        draw = self._draws.setdefault(point, random.Random(f"{self._seed} {point}"))
+        draw = self._draw(point)
         chance = draw.random() / _WEIGHTS.get(point.partition(" ")[2], 1.0)
         self._note("pass", point)
-        if chance < self._kill:
+        if chance < self._chances.kill:
             self._note("kill", point)
             os.kill(os.getpid(), signal.SIGKILL)
-        if chance < self._kill + self._stall and may_stall:
+        if chance < self._chances.kill + self._chances.stall and may_stall:
             self._note("stall", point)
             time.sleep(draw.uniform(*STALL_SECONDS))
+
+    def loses(self, step: str) -> bool:
+        """Whether the answer to a call is lost."""
+        point = f"answer to {step}"
+        is_lost = self._draw(point).random() < self._chances.lose
+        if is_lost:
+            self._note("lose", point)
+        return is_lost
+
+    def _draw(self, point: str) -> random.Random:
+        return self._draws.setdefault(point, random.Random(f"{self._seed} {point}"))
 
     def _note(self, what: str, point: str) -> None:
         os.write(self._log, f"{what} {point}\n".encode())
 
 
-def tally(logs: Iterable[Path]) -> dict[str, Counter[str]]:
-    """How often each point was passed, and each fault happened there: `pass`, `kill`, `stall` -> point -> times."""
-    counts: dict[str, Counter[str]] = {"pass": Counter(), "kill": Counter(), "stall": Counter()}
+#: `pass`, `kill`, `stall`, `lose` -> point -> how often.
+Tally = Mapping[str, Counter[str]]
+
+
+def tally(logs: Iterable[Path]) -> Tally:
+    counts: dict[str, Counter[str]] = {what: Counter() for what in ("pass", "kill", "stall", "lose")}
     for log in logs:
         for line in log.read_text().splitlines():
             what, _, point = line.partition(" ")
@@ -109,6 +138,8 @@ class FaultyEngine:
         if isinstance(answer, Observation):
             (self._unstarted.discard if answer.has_run else self._unstarted.add)(answer.container_id)
         self._faults.at(f"after {name}")
+        if name in _SIDE_EFFECTS and self._faults.loses(name):
+            raise OutcomeUnknown(f"{name}: the answer was lost")
         return answer
 
 

@@ -1,7 +1,7 @@
 """What a run came to: its line in the table, and every promise that was broken, in words."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from django.db.models import Q
@@ -10,68 +10,76 @@ from container_manager.containers import container_name
 from container_manager.models import ENDED, ContainerJob, Installation, JobAttempt
 
 from . import workload
-from .faults import CERTAIN, LIKELY
+from .faults import CERTAIN, LIKELY, Tally
 from .watching import Events, Samples
 from .worker import Plan
 
-HEADINGS = ("database", "seed", "jobs", "kills", "stalls", "attempts", "starts", "doubles", "losses", "leftovers",
-            "most alive", "seconds")  # fmt: skip
-_WIDTHS = tuple(max(len(heading), 8) for heading in HEADINGS)
-RULE = "|" + "|".join("-" * (width + 2) for width in _WIDTHS) + "|"
 
+@dataclass(frozen=True)
+class Seen:
+    """What the driver has seen of a run. The rest is in the database."""
 
-def line(cells: Sequence[str]) -> str:
-    """Of a table in Markdown."""
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)) + " |"
-
-
-def points(counts: Mapping[str, Counter[str]]) -> str:
-    passed, hit = counts["pass"].keys(), counts["kill"].keys() | counts["stall"].keys()
-    unseen = ", ".join(sorted((CERTAIN | LIKELY) - passed)) or "none"
-    return f"{counts['pass'].total()} passings of {len(passed)} points, faults at {len(hit)}; never passed: {unseen}"
+    events: Events
+    samples: Samples
+    faults: Tally
+    #: Containers that nobody removed.
+    left: Sequence[str]
+    #: What the workers said that no fault ended.
+    crashes: Sequence[str]
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Verdict:
-    cells: tuple[str, ...]
+    """`cells` by heading. `violations`: a sentence each."""
+
+    cells: Mapping[str, str]
     violations: list[str]
-    #: `pass`, `kill`, `stall` -> point -> times.
-    counts: Mapping[str, Counter[str]]
 
 
-def judge(
-    plan: Plan,
-    database: str,
-    counts: Mapping[str, Counter[str]],
-    events: Events,
-    samples: Samples,
-    leftovers: Sequence[str],
-    crashes: Sequence[str],
-    seconds: float,
-) -> Verdict:
-    jobs = list(ContainerJob.objects.order_by("pk"))
-    attempts = defaultdict(list)
+def judge(plan: Plan, database: str, seen: Seen) -> Verdict:
+    attempts: dict[int, list[JobAttempt]] = defaultdict(list)
     for attempt in JobAttempt.objects.order_by("job", "number"):
         attempts[attempt.job_id].append(attempt)
-    doubles = _doubles(events)
-    losses = [*_lost_starts(events), *_wrong_records(jobs, attempts)]
-    held = ContainerJob.objects.filter(Q(claimed_until__isnull=False) | ~Q(claim_token="") | Q(slot_host__isnull=False))
-    left = [*(f"container {name}" for name in leftovers), *(f"lease or slot of job {job.pk}" for job in held)]
-    most_alive = max(events.most_alive, samples.most_alive)
-    over = [f"{most_alive} alive at once, by the Engine or the database; the cap is {plan.cap}"]
-    unseen = sorted(CERTAIN - counts["pass"].keys())
-    faults = counts["kill"].total() + counts["stall"].total()
-    violations = [
-        *doubles, *losses, *(f"left behind: {what}" for what in left), *(over if most_alive > plan.cap else []),
-        *(f"no worker passed the point `{point}`" for point in unseen),
-        *(["no worker died or stalled"] if not faults else []), *crashes,
-    ]  # fmt: skip
-    numbers = (
-        len(jobs), counts["kill"].total(), counts["stall"].total(), sum(map(len, attempts.values())),
-        events.starts.total(), len(doubles), len(losses), len(left),
-    )  # fmt: skip
-    cells = (database, str(plan.seed), *map(str, numbers), f"{most_alive} of {plan.cap}", f"{seconds:.0f}")
-    return Verdict(cells, violations, counts)
+    jobs = list(ContainerJob.objects.order_by("pk"))
+    doubles = _doubles(seen.events)
+    losses = [*_lost_runs(seen.events), *_wrong_records(jobs, attempts)]
+    leftovers = [*(f"left behind: container {name}" for name in seen.left), *_held()]
+    most_alive = max(seen.events.most_alive, seen.samples.most_alive)
+    cells = {
+        "database": database,
+        "seed": plan.seed,
+        "jobs": len(jobs),
+        "kills": seen.faults["kill"].total(),
+        "stalls": seen.faults["stall"].total(),
+        "lost answers": seen.faults["lose"].total(),
+        "attempts": sum(map(len, attempts.values())),
+        "starts": seen.events.starts.total(),
+        "doubles": len(doubles),
+        "losses": len(losses),
+        "leftovers": len(leftovers),
+        "most alive": f"{most_alive} of {plan.cap}",
+        "seconds": round(seen.seconds),
+    }
+    over = [f"{most_alive} alive at once, by the Engine or the database"] if most_alive > plan.cap else []
+    violations = [*doubles, *losses, *leftovers, *over, *_hollow(seen.faults), *seen.crashes]
+    return Verdict({heading: str(value) for heading, value in cells.items()}, violations)
+
+
+def lines(verdict: Verdict, *, is_first: bool) -> Iterable[str]:
+    """The run's line of a table in Markdown; before the first, the headings."""
+    widths = {heading: max(len(heading), 10) for heading in verdict.cells}
+    if is_first:
+        yield "| " + " | ".join(heading.ljust(width) for heading, width in widths.items()) + " |"
+        yield "|" + "|".join("-" * (width + 2) for width in widths.values()) + "|"
+    yield "| " + " | ".join(cell.ljust(widths[heading]) for heading, cell in verdict.cells.items()) + " |"
+
+
+def describe(faults: Tally) -> str:
+    hit = faults["kill"].keys() | faults["stall"].keys()
+    unseen = ", ".join(sorted((CERTAIN | LIKELY) - faults["pass"].keys())) or "none"
+    passings, points = faults["pass"].total(), len(faults["pass"])
+    return f"{passings} passings of {points} points, faults at {len(hit)}; never passed: {unseen}"
 
 
 def _doubles(events: Events) -> list[str]:
@@ -82,31 +90,39 @@ def _doubles(events: Events) -> list[str]:
     return [f"double start: {name} was started {times} times" for name, times in by_name.items() if times > 1]
 
 
-def _lost_starts(events: Events) -> list[str]:
-    """What ran and what the attempts say ran must be the same, to the container."""
+def _lost_runs(events: Events) -> list[str]:
+    """What ran, by the Engine, and what ran, by the attempts, must be the same to the container."""
     instance_id = Installation.load().instance_id
-    ran = JobAttempt.objects.filter(started_at__isnull=False)
-    recorded = {(container_name(instance_id, job, number), container) for job, number, container in
-                ran.values_list("job_id", "number", "container_id")}  # fmt: skip
+    ran = JobAttempt.objects.filter(started_at__isnull=False).values_list("job_id", "number", "container_id")
+    recorded = {(container_name(instance_id, job, number), container_id) for job, number, container_id in ran}
     started = events.starts.keys()
     return [
-        *(f"lost: {name} ran and has no attempt" for name, _ in sorted(started - recorded)),
-        *(
-            f"lost: the attempt of {name} says that it ran, the Engine does not"
-            for name, _ in sorted(recorded - started)
-        ),
+        *(f"lost: {name} ran, and no attempt says so" for name, _ in sorted(started - recorded)),
+        *(f"lost: the attempt of {name} ran, and the Engine does not say so" for name, _ in sorted(recorded - started)),
     ]
 
 
 def _wrong_records(jobs: Sequence[ContainerJob], attempts: Mapping[int, list[JobAttempt]]) -> list[str]:
     return [
-        f"lost: {what} of {_describe(job, attempts[job.pk])}"
+        f"lost: {what} of {_tell(job, attempts[job.pk])}"
         for job in jobs
         for what in (workload.wrongs(job, attempts[job.pk]) if job.status in ENDED else ["the result"])
     ]
 
 
-def _describe(job: ContainerJob, attempts: Sequence[JobAttempt]) -> str:
+def _held() -> list[str]:
+    held = ContainerJob.objects.filter(Q(claimed_until__isnull=False) | ~Q(claim_token="") | Q(slot_host__isnull=False))
+    return [f"left behind: a lease or a slot of job {job.pk} ({job.status})" for job in held]
+
+
+def _hollow(faults: Tally) -> list[str]:
+    """A seam that is gone would let every run pass."""
+    unseen = sorted(CERTAIN - faults["pass"].keys())
+    nothing = [] if faults["kill"] or faults["stall"] else ["no worker died or stalled"]
+    return [*(f"no worker passed the point `{point}`" for point in unseen), *nothing]
+
+
+def _tell(job: ContainerJob, attempts: Sequence[JobAttempt]) -> str:
     tries = "; ".join(
         f"attempt {a.number}: {a.reason}, code {a.exit_code}, stdout {a.stdout!r}, {a.error!r}" for a in attempts
     )

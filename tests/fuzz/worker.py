@@ -13,7 +13,7 @@ from django.db.utils import Error as DatabaseError
 from container_manager.engine import DockerEngine
 from container_manager.queue import QueueManager
 
-from .faults import Faults, FaultyEngine, FaultyStatements
+from .faults import Chances, Faults, FaultyEngine, FaultyStatements
 
 #: seconds
 POLL_SECONDS, WORK_SECONDS, PAUSE_SECONDS = 0.5, 2, 0.2
@@ -25,8 +25,7 @@ class Plan:
 
     seed: int
     cap: int
-    kill: float
-    stall: float
+    chances: Chances
     #: Where they write, a file each; they go on while it holds the file `go`.
     folder: Path
 
@@ -52,7 +51,7 @@ def run(plan: Plan, number: int, generation: int) -> None:
     output = os.open(plan.folder / f"{name}.output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, sys.stdout.fileno())
     os.dup2(output, sys.stderr.fileno())
-    faults = Faults(f"{plan.seed} {name}", plan.kill, plan.stall, plan.folder / f"{name}.points")
+    faults = Faults(f"{plan.seed} {name}", plan.chances, plan.folder / f"{name}.points")
     manager = QueueManager(lambda address, timeout: FaultyEngine(DockerEngine(address, timeout), faults))
     stop = _Stop(plan)
     with connection.execute_wrapper(FaultyStatements(faults)):
