@@ -5,7 +5,7 @@ TEST_POSTGRES_URL names a PostgreSQL server on which a database for the run may 
 
 import argparse
 import os
-import subprocess
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,8 +29,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.database is None:
         # A process for each: Django knows one default database.
-        commands = ([sys.executable, "-m", "tests.fuzz", *sys.argv[1:], "--database", name] for name in DATABASES)
-        return max([subprocess.call(command) for command in commands])
+        again = [sys.executable, "-m", "tests.fuzz", *sys.argv[1:], "--database"]
+        return max([os.spawnv(os.P_WAIT, sys.executable, [*again, name]) for name in DATABASES])
+    # What stops this process must not keep it from ending its workers and removing their containers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="container-manager-fuzz-") as folder, _database(options.database, folder):
         return _on_one(options, Path(folder))
 

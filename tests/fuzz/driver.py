@@ -130,6 +130,7 @@ def _containers(client: docker.DockerClient, instance_id: str) -> list[str]:
 def _remove_leftovers(client: docker.DockerClient, instance_id: str) -> list[str]:
     left = _containers(client, instance_id)
     for name in left:
-        with suppress(docker.errors.NotFound):
+        # Gone by now, or on its way.
+        with suppress(docker.errors.APIError):
             client.api.remove_container(name.partition(" ")[0], force=True, v=True)
     return left
