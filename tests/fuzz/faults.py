@@ -25,7 +25,7 @@ from container_manager.models import ContainerJob
 from container_manager.types import Observation
 
 #: seconds; longer than the lease of `settings`.
-STALL_SECONDS = (2.2, 3.5)
+STALL_SECONDS = (2.2, 4.5)
 #: Every run passes these, else a seam is gone and the fuzz is hollow.
 CERTAIN = {
     f"{when} {what}"
@@ -43,7 +43,7 @@ LIKELY = {
 #: How much likelier a fault is than elsewhere. Rounds list all the time, while recovery is rare; and what goes
 #: wrong with a protocol takes two faults: a launcher's around its start, and another's in the recovery of the same job.
 _WEIGHTS = {
-    "list": 0.5, "start": 6.0, "move to recovering": 12.0, "take over": 2.0, "move to queued": 2.0,
+    "list": 0.5, "start": 8.0, "move to recovering": 20.0, "take over": 2.0, "move to queued": 2.0,
     "signal": 3.0, "note of a stop": 3.0, "move to cancelled": 4.0,
 }  # fmt: skip
 

@@ -43,8 +43,8 @@ def judge(plan: Plan, database: str, seen: Seen) -> Verdict:
         attempts[attempt.job_id].append(attempt)
     jobs = list(ContainerJob.objects.order_by("pk"))
     doubles = _doubles(seen.events)
-    losses = [*_lost_runs(seen.events), *_wrong_records(jobs, attempts)]
-    leftovers = [*(f"left behind: container {name}" for name in seen.left), *_held()]
+    losses = [*_lost_runs(seen.events, jobs), *_wrong_records(jobs, attempts)]
+    leftovers = [*_unfinished(jobs, attempts), *_held(), *(f"left behind: container {name}" for name in seen.left)]
     most_alive = max(seen.events.most_alive, seen.samples.most_alive)
     cells = {
         "database": database,
@@ -90,12 +90,14 @@ def _doubles(events: Events) -> list[str]:
     return [f"double start: {name} was started {times} times" for name, times in by_name.items() if times > 1]
 
 
-def _lost_runs(events: Events) -> list[str]:
-    """What ran, by the Engine, and what ran, by the attempts, must be the same to the container."""
+def _lost_runs(events: Events, jobs: Sequence[ContainerJob]) -> list[str]:
+    """What ran, by the Engine, and what ran, by the attempts of ended jobs, must be the same to the container."""
     instance_id = Installation.load().instance_id
     ran = JobAttempt.objects.filter(started_at__isnull=False).values_list("job_id", "number", "container_id")
     recorded = {(container_name(instance_id, job, number), container_id) for job, number, container_id in ran}
-    started = events.starts.keys()
+    # The one that is under way has no attempt yet.
+    current = {container_name(instance_id, job.pk, job.attempt) for job in jobs if job.status not in ENDED}
+    started = {(name, container_id) for name, container_id in events.starts if name not in current}
     return [
         *(f"lost: {name} ran, and no attempt says so" for name, _ in sorted(started - recorded)),
         *(f"lost: the attempt of {name} ran, and the Engine does not say so" for name, _ in sorted(recorded - started)),
@@ -106,8 +108,13 @@ def _wrong_records(jobs: Sequence[ContainerJob], attempts: Mapping[int, list[Job
     return [
         f"lost: {what} of {_tell(job, attempts[job.pk])}"
         for job in jobs
-        for what in (workload.wrongs(job, attempts[job.pk]) if job.status in ENDED else ["the result"])
+        if job.status in ENDED
+        for what in workload.wrongs(job, attempts[job.pk])
     ]
+
+
+def _unfinished(jobs: Sequence[ContainerJob], attempts: Mapping[int, list[JobAttempt]]) -> list[str]:
+    return [f"not ended in time: {_tell(job, attempts[job.pk])}" for job in jobs if job.status not in ENDED]
 
 
 def _held() -> list[str]:
