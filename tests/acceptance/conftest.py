@@ -34,7 +34,7 @@ MANAGE = [sys.executable, str(ROOT / "manage.py")]
 
 def environment(**changes: str) -> dict[str, str]:
     """That of a person who has set nothing: what the tests themselves need is not passed on."""
-    ours = ("PREFECT_", "DJANGO_", "DATABASE_URL", "CONTAINER_MANAGER")
+    ours = ("PREFECT_", "DJANGO_", "DATABASE_URL", "CONTAINER_MANAGER", "PYTHON")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return inherited | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"} | changes
 

@@ -48,6 +48,7 @@ class Command(BaseCommand):
             exit_code = e.code
             raise
         finally:
+            _drop_unwritten()
             _end_within(EXIT_SECONDS, exit_code)
 
     def handle(
@@ -112,6 +113,16 @@ def _tell_ignored(console: Console, **given: int | None) -> None:
 
 def _nowhere() -> TextIO:
     return open(os.devnull, "w")
+
+
+def _drop_unwritten() -> None:
+    """What a stream could not write is told by now. Left in its buffer it would make the exit code another one."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            with _nowhere() as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _end_within(seconds: float, exit_code: Any) -> None:
