@@ -10,7 +10,7 @@ from .claiming import Claim, claim, promote_due
 from .conf import get_settings
 from .exceptions import DatabaseBusy
 from .harvesting import harvest_ended
-from .hosts import HostConnection, Hosts
+from .hosts import HostConnection, Hosts, usable
 from .launching import launches
 from .locks import statements_within
 from .models import Installation
@@ -95,12 +95,12 @@ class _Batch:
                 return self._end()
 
     def _claim(self) -> None:
-        usable = self._usable()
+        connections = usable(self._connections)
         try:
             claimed = claim(
                 self._max_concurrent,
-                usable.keys(),
-                limit=_CLAIMED_PER_THREAD * get_settings().LAUNCH_THREADS * len(usable),
+                connections.keys(),
+                limit=_CLAIMED_PER_THREAD * get_settings().LAUNCH_THREADS * len(connections),
                 only=self._only,
                 timeout=max(0.1, self._give_up_at - time.monotonic()),
             )
@@ -113,14 +113,14 @@ class _Batch:
         self._may_claim = bool(claimed.jobs) and not claimed.limit
         if claimed.lease is not None:
             self._driver.add(
-                launches(claimed.jobs, claimed.lease, usable, self._pulls, self._instance_id, self._is_stopping)
+                launches(claimed.jobs, claimed.lease, connections, self._pulls, self._instance_id, self._is_stopping)
             )
 
     def _harvest_named(self) -> None:
         told = self._listening.ended_ids() if self._listening else set()
         new = told - self._harvested - self._unknown
         if new:
-            found = harvest_ended(new, self._usable())
+            found = harvest_ended(new, usable(self._connections))
             self._harvested |= found.keys()
             self._unknown |= new - found.keys()
             # First, since each frees a slot.
@@ -152,6 +152,3 @@ class _Batch:
                 raise self._failure
             self._limit = f"the database failed: {self._failure}"
         return self._result + BatchResult(limit=self._limit)
-
-    def _usable(self) -> dict[int, HostConnection]:
-        return {pk: connection for pk, connection in self._connections.items() if not connection.has_failed}

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,7 +113,7 @@ class Hosts:
         """The hosts that answered just now; asks again if that is some seconds ago."""
         refuse_in_transaction()
         if self._pid == os.getpid() and time.monotonic() - self._reached_at < _FRESH_SECONDS:
-            return {pk: connection for pk, connection in self._reached.items() if not connection.has_failed}
+            return usable(self._reached)
         return self.reach()[0]
 
     @property
@@ -163,25 +163,24 @@ class Hosts:
     def engine_of(self, host: DockerHost) -> Engine | None:
         """An engine of the caller's own, for streams that last; None: the host's address is not allowed here."""
         try:
-            validate_address(host.address)
-        except ValidationError:
+            _check_address(host)
+        except HostMisconfigured:
             return None
+        return self._new_engine(host)
+
+    def _new_engine(self, host: DockerHost) -> Engine:
         return self._make_engine(host.address, get_settings().DOCKER_TIMEOUT_SECONDS)
 
     def _connect(self, host: DockerHost) -> HostConnection:
-        try:
-            validate_address(host.address)
-        except ValidationError as e:
-            raise HostMisconfigured(describe(e)) from e
+        _check_address(host)
         known = self._connections.get(host.pk)
         if known is None or known.address != host.address:
             if known is not None:
                 known.close()
-            settings = get_settings()
             known = HostConnection(
                 host=host,
-                engine=self._make_engine(host.address, settings.DOCKER_TIMEOUT_SECONDS),
-                executor=ThreadPoolExecutor(settings.LAUNCH_THREADS, thread_name_prefix=f"host-{host.name}"),
+                engine=self._new_engine(host),
+                executor=ThreadPoolExecutor(get_settings().LAUNCH_THREADS, thread_name_prefix=f"host-{host.name}"),
                 address=host.address,
             )
             self._connections[host.pk] = known
@@ -191,6 +190,18 @@ class Hosts:
     def _drop_all_but(self, host_ids: set[int]) -> None:
         for pk in self._connections.keys() - host_ids:
             self._connections.pop(pk).close()
+
+
+def usable(connections: Mapping[int, HostConnection]) -> dict[int, HostConnection]:
+    """Those of which no call has failed since they were reached."""
+    return {pk: connection for pk, connection in connections.items() if not connection.has_failed}
+
+
+def _check_address(host: DockerHost) -> None:
+    try:
+        validate_address(host.address)
+    except ValidationError as e:
+        raise HostMisconfigured(describe(e)) from e
 
 
 def _confirm(connection: HostConnection) -> None:

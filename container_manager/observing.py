@@ -107,13 +107,9 @@ def observe(
         except EngineError as e:
             view.problems.append(f"host {connection.host.name}: {e}")
             continue
-        host = _seen(connection, alive[pk], containers)
+        host = _seen(connection, alive[pk], containers, view.named_ids)
         view.hosts.append(host)
-        for row in alive[pk]:
-            if row.container_id in host.quiet_ids and row.container_id not in view.named_ids:
-                continue
-            host.quiet_ids.discard(row.container_id or "")
-            closer[row.pk] = (row, host)
+        closer |= {row.pk: (row, host) for row in alive[pk] if row.container_id not in host.quiet_ids}
     if closer:
         for job in _in_full(closer.keys()):
             row, host = closer[job.row.pk]
@@ -123,8 +119,10 @@ def observe(
     return view
 
 
-def _seen(connection: HostConnection, alive: list[_Alive], containers: list[ContainerSummary]) -> HostView:
-    up = {container.id for container in containers if container.state == "running"}
+def _seen(
+    connection: HostConnection, alive: list[_Alive], containers: list[ContainerSummary], named_ids: frozenset[str]
+) -> HostView:
+    up = {container.id for container in containers if container.state == "running"} - named_ids
     by_id = {container.id: container for container in containers}
     return HostView(
         connection=connection,

@@ -3,8 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from django.db import close_old_connections
 from django.db import connection as database
@@ -139,9 +139,8 @@ class Rounds:
                             is_ours = bool(self._pulls) or (lease.is_free() and lease.acquire())
                             if is_ours:
                                 look_at = time.monotonic() + _BACKSTOP_SECONDS
-                            if (is_ours or is_due) and one_at_a_time.acquire(blocking=False):
-                                with _releasing(one_at_a_time):
-                                    on_round(self.once(listening if is_ours else None))
+                            if is_ours or is_due:
+                                self._once_alone(one_at_a_time, on_round, listening if is_ours else None)
                     except DatabaseError as e:
                         _refresh_connection()
                         listening.wait(database_health.failed(e))
@@ -151,6 +150,14 @@ class Rounds:
             finally:
                 with suppress(DatabaseError):
                     lease.release()
+
+    def _once_alone(self, one_at_a_time: threading.Lock, on_round: OnRound, listening: Wakeups | None) -> None:
+        if not one_at_a_time.acquire(blocking=False):
+            return
+        try:
+            on_round(self.once(listening))
+        finally:
+            one_at_a_time.release()
 
     def _keep_full(self, lease: WorkLease, work_seconds: float) -> LoopStats:
         until = time.monotonic() + work_seconds
@@ -206,14 +213,6 @@ class _DatabaseHealth:
         if self._failures:
             logger.warning("the database is back")
         self._failures = 0
-
-
-@contextmanager
-def _releasing(lock: threading.Lock) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _refresh_connection() -> None:

@@ -1,7 +1,6 @@
 """Serve the deployments: register them, then run what is due of them, until told to stop."""
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +11,10 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.responses import FlowRunResponse
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from container_manager.conf import get_settings
-from flows.api import FlowRunError, translated
+from flows.api import FlowRunError, child_environment, translated
 from flows.late_runs import AUTO_SCHEDULED, delete_late_runs
 
 from .definitions import JOBS_RUNNER, QUEUE_RUNNER, Definition
@@ -52,7 +51,7 @@ def serve(definitions: tuple[Definition, ...], *, take_over: bool, on_registered
     Raises `CannotServe`, and a `FlowRunError` if the API can't be reached at the start.
     """
     # Ours does not try again by itself: it has all flow runs to look after meanwhile.
-    environment = {"PREFECT_CLIENT_MAX_RETRIES": str(_CLIENT_RETRIES)} | _environment()
+    environment = {"PREFECT_CLIENT_MAX_RETRIES": str(_CLIENT_RETRIES)} | child_environment()
     with (
         _stop_signals() as stop,
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
@@ -190,8 +189,3 @@ class _Service:
             if run.deployment_id == deployment_id and AUTO_SCHEDULED in run.tags and (start := start_time(run)) <= now
         ]
         return delete_late_runs(self._client, deployment_id, max(due)) if len(due) > 1 else 0
-
-
-def _environment() -> dict[str, str]:
-    """Of the flow runs' processes: ours, with the settings that a Prefect profile adds."""
-    return {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}

@@ -3,6 +3,7 @@
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +15,20 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_UI_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_UI_URL,
+    get_current_settings,
+    temporary_settings,
+)
 
 from container_manager.exceptions import ContainerManagerError
 
 #: seconds; an API that has not answered by then counts as away.
 PROBE_SECONDS = 3
+#: The API returns no more at once.
+PAGE = 200
 #: Of one call in the midst of a pass: six seconds. A server on SQLite that is busy needs one.
 _RETRIES = 2
 #: seconds; of an API that has been found to be away in the midst of a pass.
@@ -170,6 +179,11 @@ def noted(error: Exception) -> int:
 def _silence(seconds: float | None) -> str:
     how_long = "in time" if seconds is None else f"within {seconds:g} s"
     return f"the Prefect API at {PREFECT_API_URL.value()} does not answer {how_long}"
+
+
+def child_environment() -> dict[str, str]:
+    """Of a process that is to speak to the same API: ours, with the settings that a Prefect profile adds."""
+    return {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
 
 
 def detail_of(response: httpx.Response) -> str:

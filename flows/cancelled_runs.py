@@ -12,14 +12,12 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskR
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from .api import PROBE_SECONDS, FlowRunError, connected, noted, translated
+from .api import PAGE, PROBE_SECONDS, FlowRunError, connected, noted, translated
 
 logger = logging.getLogger("container_manager.flows")
 
 #: seconds; between two questions, and before the next one to an API that was away.
 _ASK_SECONDS, _AWAY_SECONDS = 2.0, 30.0
-#: The API returns no more at once.
-_PAGE = 200
 
 
 class CancelledRuns:
@@ -63,18 +61,18 @@ def _cancelled(client: SyncPrefectClient, run_ids: set[UUID]) -> set[UUID]:
 
 def _read(client: SyncPrefectClient, run_ids: list[UUID]) -> list[FlowRun]:
     runs: list[FlowRun] = []
-    for start in range(0, len(run_ids), _PAGE):
-        chosen = FlowRunFilter(id=FlowRunFilterId(any_=run_ids[start : start + _PAGE]))
-        runs += client.read_flow_runs(flow_run_filter=chosen, limit=_PAGE)
+    for start in range(0, len(run_ids), PAGE):
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=run_ids[start : start + PAGE]))
+        runs += client.read_flow_runs(flow_run_filter=chosen, limit=PAGE)
     return runs
 
 
 def _parents(client: SyncPrefectClient, task_run_ids: list[UUID]) -> dict[UUID, UUID]:
     """Task run -> the flow run that it is of. A subflow is known to its parent as a task run."""
     parents: dict[UUID, UUID] = {}
-    for start in range(0, len(task_run_ids), _PAGE):
-        chosen = TaskRunFilter(id=TaskRunFilterId(any_=task_run_ids[start : start + _PAGE]))
-        for task_run in client.read_task_runs(task_run_filter=chosen, limit=_PAGE):
+    for start in range(0, len(task_run_ids), PAGE):
+        chosen = TaskRunFilter(id=TaskRunFilterId(any_=task_run_ids[start : start + PAGE]))
+        for task_run in client.read_task_runs(task_run_filter=chosen, limit=PAGE):
             if task_run.flow_run_id is not None:
                 parents[task_run.id] = task_run.flow_run_id
     return parents

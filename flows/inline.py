@@ -26,7 +26,6 @@ from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_HOME,
-    get_current_settings,
     temporary_settings,
 )
 
@@ -35,7 +34,7 @@ from container_manager.exceptions import ShuttingDown
 from container_manager.types import FlowRunReport, ReportT
 
 from . import limits
-from .api import ApiRefused, FlowRunError, check_api
+from .api import ApiRefused, FlowRunError, check_api, child_environment
 from .triggering import FlowRunFailed, report_of
 
 logger = logging.getLogger("container_manager.flows")
@@ -152,9 +151,7 @@ class TemporaryServer:
 
 
 def _environment(url: str) -> dict[str, str]:
-    environment = {
-        **os.environ,
-        **get_current_settings().to_environment_variables(exclude_unset=True),
+    environment = child_environment() | {
         "PREFECT_API_URL": url,
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",

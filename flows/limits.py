@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from container_manager.queue import queue_manager
 from container_manager.types import HOST_TAG_PREFIX, JOB_TAG, Frozen, Limits
 
-from .api import is_away, noted
+from .api import PAGE, is_away, noted
 
 #: Prefect's own limit on launch tasks in flight.
 LAUNCH_TAG = "container-launch"
@@ -26,7 +26,6 @@ logger = logging.getLogger("container_manager.flows")
 
 #: A tag's limit is kept by Prefect as a global limit of this name.
 _PREFIX = "tag:"
-_PAGE = 200
 #: seconds; of one call.
 _REQUEST_SECONDS = 10
 #: seconds; a launch task claims for five and ends what it began. One that is older was killed where nobody saw it.
@@ -111,11 +110,11 @@ def create_missing(wanted: dict[str, int], *, reset: bool = False) -> dict[str, 
 def _tag_limits(client: SyncPrefectClient) -> Iterator[GlobalConcurrencyLimitResponse]:
     offset = 0
     while True:
-        page = client.read_global_concurrency_limits(limit=_PAGE, offset=offset)
+        page = client.read_global_concurrency_limits(limit=PAGE, offset=offset)
         yield from (row for row in page if row.name.startswith(_PREFIX))
-        if len(page) < _PAGE:
+        if len(page) < PAGE:
             return
-        offset += _PAGE
+        offset += PAGE
 
 
 def _launch_slots(client: SyncPrefectClient, row: GlobalConcurrencyLimitResponse | None) -> LaunchSlots:

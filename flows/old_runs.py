@@ -23,10 +23,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.exceptions import ObjectNotFound
 
-
 from container_manager import shutdown
 from container_manager.conf import Settings
 
+from .api import PAGE
 from .late_runs import bulk_delete
 from .process_jobs import process_jobs
 from .process_queue import IDLE, process_queue
@@ -35,8 +35,6 @@ from .run_container_job import run_container_job
 #: Flows of which no run takes long, and all of ours.
 _SHORT_FLOWS = (process_queue.name, process_jobs.name, "purge")
 OUR_FLOWS = (*_SHORT_FLOWS, run_container_job.name)
-#: The API returns no more at once.
-_PAGE = 200
 
 
 class OldRuns:
@@ -63,7 +61,7 @@ class OldRuns:
         """Each is of the first runs: those of the page before must be gone by then."""
         known: set[UUID] = set()
         while not shutdown.is_stopping():
-            page = client.read_flow_runs(flow_filter=self._flows, flow_run_filter=self._chosen, limit=_PAGE)
+            page = client.read_flow_runs(flow_filter=self._flows, flow_run_filter=self._chosen, limit=PAGE)
             run_ids = [run.id for run in page]
             if not set(run_ids) - known:
                 return
@@ -111,7 +109,7 @@ def _days_ago(days: int) -> Any:
 def _delete_artifacts(client: SyncPrefectClient, run_ids: list[UUID]) -> int:
     chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=run_ids))
     deleted = 0
-    while found := client.read_artifacts(artifact_filter=chosen, limit=_PAGE):
+    while found := client.read_artifacts(artifact_filter=chosen, limit=PAGE):
         for artifact in found:
             try:
                 client.delete_artifact(artifact.id)

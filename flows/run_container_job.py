@@ -34,12 +34,12 @@ from container_manager.waiting import (
 
 from .api import without_patience
 from .cancelled_runs import CancelledRuns
-from .process_queue import launch_within_limits
-from .reports import completed, emit_changes, show_links
 from .exposure import why_open
 from .links import job_url
 from .naming import job_run_name
 from .own_run import OwnRun
+from .process_queue import launch_within_limits
+from .reports import completed, emit_changes, show_links
 from .run_log import RunLog
 from .termination import graceful_termination
 

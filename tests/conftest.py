@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -162,40 +162,60 @@ def manager() -> QueueManager:
     return QueueManager()
 
 
-@pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API's URL of a real Prefect server on a free port, with a home of its own."""
-    home = tmp_path_factory.mktemp("prefect")
-    port = free_port()
-    environment = os.environ | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        "PREFECT_SERVER_TASKS_TAG_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
-    }
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=home,
-        )  # fmt: skip
-    url = f"http://127.0.0.1:{port}/api"
+class PrefectServer:
+    """A real one on a free port, which may be stopped and started."""
 
-    def is_ready() -> bool:
-        if server.poll() is not None:
-            pytest.fail(f"the Prefect server did not start: {(home / 'server.log').read_text()[-2000:]}")
+    def __init__(self, home: Path, env: Mapping[str, str]) -> None:
+        """`home`: where it keeps its things; `env`: the rest of its environment."""
+        self._log, self._port = home / "server.log", free_port()
+        self._home, self._env = home, {**env, "PREFECT_HOME": str(home)}
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)],
+                env=self._env, cwd=self._home, stdout=log, stderr=log,
+            )  # fmt: skip
+        wait_until(self._is_ready, 120)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _is_ready(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            pytest.fail(f"the Prefect server did not start: {self._log.read_text()[-2000:]}")
         with suppress(requests.RequestException):
-            return requests.get(f"{url}/ready", timeout=5).ok
+            return requests.get(f"{self.url}/ready", timeout=5).ok
         return False
 
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API's URL of a real Prefect server, with a home of its own."""
+    leases = "prefect.server.concurrency.lease_storage.filesystem"
+    slots = {
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases,
+        "PREFECT_SERVER_TASKS_TAG_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+    }
+    server = PrefectServer(tmp_path_factory.mktemp("prefect"), os.environ | slots)
     try:
-        wait_until(is_ready, 90)
-        yield url
+        server.start()
+        yield server.url
         # What this process still has to tell it would fail once it is gone.
         APILogWorker.drain_all(timeout=10)
         EventsWorker.drain_all(timeout=10)
     finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.stop()

@@ -1,19 +1,14 @@
-"""Servers of a test's own, which it may stop and start: a PostgreSQL and a Prefect server."""
+"""A PostgreSQL of a test's own, which it may stop and start."""
 
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import requests
-
-from tests.conftest import free_port, wait_until
-
-from .conftest import environment
+from tests.conftest import free_port
 
 #: Made by `make postgres`: the server refuses to run as root.
 OWNER = "cm-postgres"
@@ -62,32 +57,3 @@ def own_postgres(programs: Path) -> Iterator[Postgres]:
                 server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class PrefectServer:
-    def __init__(self, home: Path, **env: str) -> None:
-        self._home, self._port, self._env = home, free_port(), env
-        self.url = f"http://127.0.0.1:{self._port}/api"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with (self._home / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)],
-                env=environment(PREFECT_HOME=str(self._home), **self._env), cwd=self._home, stdout=log, stderr=log,
-            )  # fmt: skip
-        wait_until(self._is_ready, 90)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-
-    def _is_ready(self) -> bool:
-        with suppress(requests.RequestException):
-            return requests.get(f"{self.url}/ready", timeout=5).ok
-        return False

@@ -13,10 +13,10 @@ from django.db import connection
 from django.db.utils import OperationalError
 
 from container_manager.models import ContainerJob, Status
-from tests.conftest import missing, wait_until
+from tests.conftest import PrefectServer, missing, wait_until
 
 from .conftest import Running, Site, connected, environment, installed, migrate
-from .outages import Postgres, PrefectServer, own_postgres, postgres_programs
+from .outages import Postgres, own_postgres, postgres_programs
 
 CONTINUOUS = ("--queue-mode", "--poll-interval=1")
 FAILED, BACK = "Queue processing failed: ", "Queue processing works again, after "
@@ -140,7 +140,7 @@ def can_query() -> bool:
 def own_prefect(tmp_path: Path) -> Iterator[PrefectServer]:
     home = tmp_path / "own-prefect"
     home.mkdir()
-    server = PrefectServer(home)
+    server = PrefectServer(home, environment())
     server.start()
     yield server
     server.stop()

@@ -13,10 +13,9 @@ import pytest
 import requests
 
 from container_manager.models import ContainerJob, Status
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, PrefectServer, wait_until
 
-from .conftest import Running, Site
-from .outages import PrefectServer
+from .conftest import Running, Site, environment
 
 QUEUE = "process-queue/scheduled"
 #: name:password, as the server's setting has it.
@@ -26,7 +25,7 @@ SETTINGS = json.dumps({"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 2.5})
 
 @pytest.fixture(scope="module")
 def guarded_prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    server = PrefectServer(tmp_path_factory.mktemp("guarded-prefect"), PREFECT_SERVER_API_AUTH_STRING=AUTH)
+    server = PrefectServer(tmp_path_factory.mktemp("guarded-prefect"), environment(PREFECT_SERVER_API_AUTH_STRING=AUTH))
     server.start()
     yield server
     server.stop()

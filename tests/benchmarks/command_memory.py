@@ -5,9 +5,7 @@ iterations. Every tenth has a job that runs and one that fails to launch: an emp
 jobs and errors. SQLite and the Prefect home are in a folder of its own.
 """
 
-import gc
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -15,8 +13,9 @@ import threading
 import time
 from collections import Counter
 from io import StringIO
-from pathlib import Path
 from typing import Any
+
+from .memory import resident_mib
 
 #: Share of the iterations in which caches and the allocator fill up.
 WARM_UP = 0.25
@@ -99,7 +98,7 @@ def _measure(iterations: int) -> list[tuple[int, float]]:
             engine.calls.clear()
             engine.starts.clear()
             if self.iterations % step == 0:
-                samples.append((self.iterations, _resident_mib()))
+                samples.append((self.iterations, resident_mib()))
                 each = (time.monotonic() - began) / self.iterations
                 print(f"{self.iterations} of {iterations}, {each * 1000:.0f} ms each", file=sys.stderr, flush=True)
             if self.iterations >= iterations:
@@ -116,12 +115,6 @@ def _statuses() -> dict[str, int]:
     from container_manager.models import ContainerJob
 
     return dict(Counter(ContainerJob.objects.values_list("status", flat=True)))
-
-
-def _resident_mib() -> float:
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1024 / 1024
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
 """`python -m tests.benchmarks.log_memory ours|reference CONTAINER`: the MiB that reading one log takes."""
 
-import resource
 import sys
 
 import django
 import docker
 
+from .memory import peak_mib
+
 
 def _reference(container_id: str) -> float:
     client = docker.APIClient(version="auto", timeout=60)
     client.ping()
-    before = _peak_mib()
+    before = peak_mib()
     client.logs(container_id)
-    return _peak_mib() - before
+    return peak_mib() - before
 
 
 def _ours() -> float:
@@ -22,14 +23,10 @@ def _ours() -> float:
     queue = QueueManager()
     # What every pass takes is not the log's.
     queue.get_worker_metrics()
-    before = _peak_mib()
+    before = peak_mib()
     stats = queue.process_queue_continuous(1, 1, work_seconds=0)
     assert stats.jobs_ended == 1, stats
-    return _peak_mib() - before
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mib() - before
 
 
 if __name__ == "__main__":

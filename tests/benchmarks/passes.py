@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import resource
 import socketserver
 import tempfile
 import time
@@ -21,6 +20,7 @@ from tests.fake_engine import Fleet
 
 from . import rows
 from .figures import Figure
+from .memory import resident_mib
 
 CONTAINERS, RUNS = 5_000, 9
 PASSES, WARM_UP = 10_000, 2_000
@@ -81,7 +81,7 @@ def _memory() -> Figure:
         # What it remembers of each call is a test's.
         engine.calls.clear()
         if number >= WARM_UP and number % 500 == 0:
-            samples.append(_resident_mib())
+            samples.append(resident_mib())
     growth = samples[-1] - samples[0]
     return Figure(
         f"memory over {PASSES:,} passes",
@@ -161,8 +161,3 @@ def _milliseconds(call: Callable[[], object]) -> float:
     begin = time.perf_counter()
     call()
     return (time.perf_counter() - begin) * 1000
-
-
-def _resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1024 / 1024

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import docker
 import pytest
+from django.db import connections, transaction
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -20,6 +21,7 @@ from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import DockerHost, Installation
 from flows.late_runs import bulk_delete
 from tests.conftest import ROOT, database_url
+from tests.fake_engine import Fleet, watched_fleet
 
 
 @dataclass
@@ -34,6 +36,34 @@ class Served:
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 #: `with serve("--take-over", NAME=value)`: `python -m deployments` for as long as the context lasts.
 Serve = Callable[..., AbstractContextManager[Served]]
+
+
+@contextmanager
+def another_transaction(write: Callable[[], object]) -> Iterator[None]:
+    """What `write` locks is held by another's transaction for the block."""
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            write()
+            is_held.set()
+            is_over.wait(60)
+        connections.close_all()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert is_held.wait(10)
+        yield
+    finally:
+        is_over.set()
+        holder.join()
+
+
+@pytest.fixture
+def fleet(database: str) -> Iterator[Fleet]:
+    """Engines in memory; what must hold whatever a test does is looked at when it has ended."""
+    yield from watched_fleet()
 
 
 @pytest.fixture
@@ -64,15 +94,20 @@ def most_alive(events: list[dict]) -> int:
     return max(accumulate(1 if event["status"] == "start" else -1 for event in in_order), default=0)
 
 
+def forget_limits_and_runs() -> None:
+    with get_client(sync_client=True) as client:
+        for limit in client.read_global_concurrency_limits(limit=200):
+            client.delete_global_concurrency_limit_by_name(limit.name)
+        bulk_delete(client, {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
+
+
 @pytest.fixture
 def prefect_api(prefect_server: str) -> Iterator[str]:
-    """This process uses the real server. A test's limits of tags end with it, and flow runs that nobody ended."""
+    """This process uses the real server: without limits of tags, or flow runs that nobody ended, before and after."""
     with temporary_settings({PREFECT_API_URL: prefect_server}):
+        forget_limits_and_runs()
         yield prefect_server
-        with get_client(sync_client=True) as client:
-            for limit in client.read_global_concurrency_limits(limit=200):
-                client.delete_global_concurrency_limit_by_name(limit.name)
-            bulk_delete(client, {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}})
+        forget_limits_and_runs()
 
 
 @pytest.fixture

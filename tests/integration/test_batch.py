@@ -1,6 +1,5 @@
 """One batch: while jobs are launched, what ends is harvested and its slot taken again."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,12 +9,7 @@ from container_manager.models import ContainerJob, DockerHost, JobAttempt, Statu
 from container_manager.queue import QueueManager
 from container_manager.types import BatchResult
 from tests.conftest import wait_until
-from tests.fake_engine import Fleet, Gate, in_background, one_round, queued, raising, row, watched_fleet
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
+from tests.fake_engine import Fleet, Gate, in_background, one_round, queued, raising, row
 
 
 @pytest.fixture

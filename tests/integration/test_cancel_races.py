@@ -1,6 +1,6 @@
 """A cancellation at each moment of a job's life: the job ends, nothing starts after it, nothing is left."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -11,12 +11,7 @@ from container_manager.exceptions import EngineFailed, InvalidTransition, Reques
 from container_manager.models import ALIVE, ENDED, ContainerJob, Status
 from container_manager.queue import QueueManager
 from tests.conftest import wait_until
-from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row, watched_fleet
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
+from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from container_manager.queue import QueueManager
 from container_manager.transitions import move
 from container_manager.types import Limits
 from tests.conftest import wait_until
+from tests.integration.conftest import another_transaction
 
 
 @pytest.fixture
@@ -46,23 +47,8 @@ def claimed(max_concurrent: int, *hosts: DockerHost, **options: object) -> list[
 def another_holds_the_lock() -> Iterator[None]:
     """On PostgreSQL the Installation row, on SQLite, where transactions are IMMEDIATE, the database."""
     Installation.load()
-    is_held, is_over = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with transaction.atomic():
-            Installation.objects.select_for_update(no_key=True).get(pk=1)
-            is_held.set()
-            is_over.wait(60)
-        connection.close()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    try:
-        assert is_held.wait(10)
+    with another_transaction(lambda: Installation.objects.select_for_update(no_key=True).get(pk=1)):
         yield
-    finally:
-        is_over.set()
-        holder.join()
 
 
 @pytest.mark.parametrize("seed", range(4))

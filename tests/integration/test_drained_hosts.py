@@ -1,6 +1,6 @@
 """A host that a person takes out of use, or that is away when something is due on it: what runs is looked after."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -8,12 +8,7 @@ from django.utils.timezone import now
 
 from container_manager.models import ContainerJob, DockerHost, Reason, Status
 from container_manager.queue import QueueManager
-from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row, watched_fleet
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
+from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row
 
 
 @pytest.fixture

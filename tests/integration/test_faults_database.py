@@ -2,12 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection, connections, transaction
+from django.db import OperationalError, connection, connections
 from django.db.utils import Error as DatabaseError
 from django.utils.timezone import now
 
@@ -23,15 +22,10 @@ from tests.fake_engine import (
     one_round,
     queued,
     row,
-    watched_fleet,
 )
+from tests.integration.conftest import another_transaction
 
 on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
 
 
 @pytest.fixture
@@ -51,28 +45,6 @@ def end_connections() -> None:
         cursor.execute(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {others}")
         assert cursor.fetchone()[0] >= 1
     connections.close_all()
-
-
-@contextmanager
-def another_transaction(write: Callable[[], object]) -> Iterator[None]:
-    """What `write` locks is held by another's transaction for the block."""
-    is_held, is_over = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with transaction.atomic():
-            write()
-            is_held.set()
-            is_over.wait(60)
-        connections.close_all()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    try:
-        assert is_held.wait(10)
-        yield
-    finally:
-        is_over.set()
-        holder.join()
 
 
 @on_postgres

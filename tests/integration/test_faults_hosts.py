@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,13 +23,7 @@ from tests.fake_engine import (
     queued,
     raising,
     row,
-    watched_fleet,
 )
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
 
 
 @pytest.fixture

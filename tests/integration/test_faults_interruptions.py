@@ -1,6 +1,5 @@
 """Jobs that ended with their Engine, and jobs that only look like it: what is told apart, and what is run again."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -10,14 +9,9 @@ from django.utils.timezone import now
 from container_manager.exceptions import OutcomeUnknown
 from container_manager.models import ContainerJob, DockerHost, Reason, Status
 from container_manager.queue import QueueManager
-from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row, watched_fleet
+from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row
 
 HINT = "; its Engine was restarted before anyone looked, which may be why"
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
 
 
 @pytest.fixture

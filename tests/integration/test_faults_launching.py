@@ -1,7 +1,7 @@
 """Launches of which something fails: an answer that is lost, a secret, the database, a rule, a transaction."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain, repeat
 from typing import Any
 
@@ -28,7 +28,6 @@ from tests.fake_engine import (
     queued,
     raising,
     row,
-    watched_fleet,
 )
 
 SECRETS = {"short": "abc", "long": "abcdef", "quoted": 'p"w\\é'}
@@ -36,11 +35,6 @@ SECRETS = {"short": "abc", "long": "abcdef", "quoted": 'p"w\\é'}
 
 def resolve(reference: str) -> str:
     return SECRETS[reference]
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
 
 
 @pytest.fixture

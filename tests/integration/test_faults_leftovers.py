@@ -1,6 +1,5 @@
 """Containers that vanish, and containers that stay when their attempts are over; a database that goes away."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,12 +12,7 @@ from container_manager.models import ContainerJob, DockerHost, Reason, Status
 from container_manager.queue import QueueManager
 from container_manager.services import JobService
 from tests.conftest import free_port
-from tests.fake_engine import FakeEngine, Fleet, launched, one_round, queued, raising, row, watched_fleet
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
+from tests.fake_engine import FakeEngine, Fleet, launched, one_round, queued, raising, row
 
 
 @pytest.fixture

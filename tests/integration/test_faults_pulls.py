@@ -21,13 +21,7 @@ from tests.fake_engine import (
     queued,
     raising,
     row,
-    watched_fleet,
 )
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What is stopped, by another pass, a person or a signal, while a pass is at work."""
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,15 +10,10 @@ from django.utils.timezone import now
 
 from container_manager.models import ContainerJob, JobAttempt, Reason, Status
 from container_manager.queue import QueueManager
-from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row, watched_fleet
+from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row
 
 #: Procedures of one host under way at once, with the default LAUNCH_THREADS.
 WIDTH = 8
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
 
 
 @pytest.fixture

@@ -23,11 +23,6 @@ PAGE = "/admin/container_manager/containerjob/"
 
 
 @pytest.fixture
-def fleet() -> Fleet:
-    return Fleet()
-
-
-@pytest.fixture
 def manager(fleet: Fleet) -> QueueManager:
     return QueueManager(fleet)
 

@@ -1,6 +1,6 @@
 """What is tried again, how often and when, and what is not."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,13 +21,7 @@ from tests.fake_engine import (
     queued,
     raising,
     row,
-    watched_fleet,
 )
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A process that stalls in the middle of a call, while another does its work, and wakes: it changes nothing."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,12 +12,7 @@ from django.utils.timezone import now
 from container_manager.models import ContainerJob, Reason, Status
 from container_manager.queue import QueueManager
 from tests.conftest import wait_until
-from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row, watched_fleet
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
+from tests.fake_engine import FakeEngine, Fleet, launched, let_leases_end, one_round, queued, row
 
 
 @pytest.fixture

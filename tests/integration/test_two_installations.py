@@ -15,7 +15,7 @@ from container_manager.containers import INSTANCE_LABEL, JOB_LABEL, container_na
 from container_manager.models import ContainerJob, DockerHost, Installation, Status
 from container_manager.queue import QueueManager
 from tests.conftest import IMAGE, as_default, empty_tables, missing, wait_until
-from tests.fake_engine import FakeEngine, Fleet, launched, one_round, queued, row, watched_fleet
+from tests.fake_engine import FakeEngine, Fleet, launched, one_round, queued, row
 
 
 @dataclass
@@ -119,11 +119,6 @@ def test_labels_that_somebody_forged_are_not_believed(
         f"{forged[2].name} belongs to no job of this database; left as it is",
         f"{forged[3].name} is running, its attempt is over; left as it is",
     }
-
-
-@pytest.fixture
-def fleet(database: str) -> Iterator[Fleet]:
-    yield from watched_fleet()
 
 
 @pytest.fixture
