@@ -30,12 +30,23 @@ import requests
 from django.conf import settings
 from django.db import connections
 from django.test.utils import setup_databases, teardown_databases
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation, JobAttempt
 from container_manager.queue import QueueManager
+
+# The same examples each time; and others each time, many more, for who has an hour: HYPOTHESIS_PROFILE=long.
+hypothesis_settings.register_profile(
+    "quick", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.register_profile(
+    "long", hypothesis_settings.get_profile("quick"), derandomize=False, max_examples=2000, stateful_step_count=80
+)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "busybox:latest"

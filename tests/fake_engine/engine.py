@@ -85,6 +85,8 @@ class FakeEngine:
         self.calls: list[Call] = []
         #: The name of each container, each time that it was started.
         self.starts: list[str] = []
+        #: … and ended, with its exit code.
+        self.ends: list[tuple[str, int]] = []
         self.watches: list[FakeWatch] = []
         self._elsewhere: dict[str, dict[str, FakeContainer]] = {}
         self._lock = threading.RLock()
@@ -159,6 +161,16 @@ class FakeEngine:
         self.started_at = self.clock.now()
         for container in self._running():
             container.state, container.exit_code, container.finished_at = "exited", 255, self.clock.now()
+            self.ends.append((container.name, 255))
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it answers."""
+        return self._thawed.is_set() and not self._is_down
+
+    def has_not_run(self, container_id: str) -> bool:
+        known = self.containers.get(container_id)
+        return known is not None and known.state == "created"
 
     def freeze(self) -> None:
         """It takes requests and answers none; what was asked for meanwhile happens at the thaw."""
@@ -185,6 +197,7 @@ class FakeEngine:
             container = self.containers[container_id or ""]
             container.state, container.exit_code, container.oom_killed = "exited", code, oom_killed
             container.finished_at, container.has_endpoint = self.clock.now(), False
+            self.ends.append((container.name, code))
         for watch in list(self.watches):
             if watch.instance_id == container.labels.get(INSTANCE_LABEL):
                 watch.tell(container.id)
