@@ -44,7 +44,7 @@ test: venv ## Run the tests; ARGS="…" goes to pytest, STRICT=1 fails where a s
 bench: engine ## Measure, beside a reference of the same run; ROWS="claim launch" measures those alone
 	.ci/bench $(ROWS)
 
-fuzz: engine ## Kill and stall workers, and look for jobs that ran twice or were lost; SEEDS="1 2 3" JOBS=60
+fuzz: engine ## Kill and stall workers, and look for jobs that ran twice or were lost; SEEDS="1 2 3" JOBS=60 ARGS="--storm 120 --calm 60"
 	.ci/fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 lint: venv ## Run the formatter's check, the linters, the type checker and Django's checks

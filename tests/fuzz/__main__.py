@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,8 @@ def main() -> int:
     parser.add_argument("--kill", type=float, default=0.01, help="probability at each point (default: %(default)s)")
     parser.add_argument("--stall", type=float, default=0.015, help="probability at each point (default: %(default)s)")
     parser.add_argument("--lose", type=float, default=0.05, help="probability per answer (default: %(default)s)")
-    parser.add_argument("--deadline", type=float, default=300, help="seconds for one run (default: %(default)s)")
+    parser.add_argument("--storm", type=float, default=120, help="seconds with faults (default: %(default)s)")
+    parser.add_argument("--calm", type=float, default=60, help="seconds to settle after it (default: %(default)s)")
     options = parser.parse_args()
     if options.database is None:
         # A process for each: Django knows one default database.
@@ -68,11 +70,11 @@ def _on_one(options: argparse.Namespace, folder: Path) -> int:
     from .worker import Plan
 
     call_command("migrate", verbosity=0)
-    chances = Chances(options.kill, options.stall, options.lose)
     outcomes = []
     for seed in options.seeds:
+        chances = Chances(options.kill, options.stall, options.lose, calm_at=time.monotonic() + options.storm)
         plan = Plan(seed, options.cap, chances, folder / f"seed-{seed}")
-        outcomes.append(driver.run(plan, options.jobs, options.workers, options.deadline))
+        outcomes.append(driver.run(plan, options.jobs, options.workers, options.storm + options.calm))
         print(*verdict.lines(outcomes[-1], is_first=len(outcomes) == 1), sep="\n", flush=True)
         for violation in outcomes[-1].violations:
             print(f"seed {seed} on {options.database}: {violation}", flush=True)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.db import connection
+from django.db import IntegrityError, connection
 
 from container_manager.engine import Engine
 from container_manager.exceptions import OutcomeUnknown
@@ -43,7 +43,7 @@ LIKELY = {
 #: How much likelier a fault is than elsewhere. Rounds list all the time, while recovery is rare; and what goes
 #: wrong with a protocol takes two faults: a launcher's around its start, and another's in the recovery of the same job.
 _WEIGHTS = {
-    "list": 0.5, "start": 8.0, "move to recovering": 20.0, "take over": 2.0, "move to queued": 2.0,
+    "list": 0.5, "start": 7.0, "move to recovering": 10.0, "take over": 2.0, "move to queued": 2.0,
     "signal": 3.0, "note of a stop": 3.0, "move to cancelled": 4.0,
 }  # fmt: skip
 
@@ -63,6 +63,8 @@ class Chances:
     stall: float
     #: Of each answer to a call that changes something.
     lose: float
+    #: By the clock that never jumps, which all processes of a machine share: no faults from then on.
+    calm_at: float
 
 
 class Faults:
@@ -81,6 +83,8 @@ class Faults:
         draw = self._draw(point)
         chance = draw.random() / _WEIGHTS.get(point.partition(" ")[2], 1.0)
         self._note("pass", point)
+        if self._is_calm:
+            return
         if chance < self._chances.kill:
             self._note("kill", point)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -91,10 +95,18 @@ class Faults:
     def loses(self, step: str) -> bool:
         """Whether the answer to a call is lost."""
         point = f"answer to {step}"
-        is_lost = self._draw(point).random() < self._chances.lose
+        is_lost = self._draw(point).random() < self._chances.lose and not self._is_calm
         if is_lost:
             self._note("lose", point)
         return is_lost
+
+    def refused(self, sql: str) -> None:
+        """Not a fault of ours: the database kept a constraint which the product's own guards should have kept."""
+        self._note("refuse", sql.partition(" (")[0][:80])
+
+    @property
+    def _is_calm(self) -> bool:
+        return time.monotonic() >= self._chances.calm_at
 
     def _draw(self, point: str) -> random.Random:
         return self._draws.setdefault(point, random.Random(f"{self._seed} {point}"))
@@ -103,12 +115,12 @@ class Faults:
         os.write(self._log, f"{what} {point}\n".encode())
 
 
-#: `pass`, `kill`, `stall`, `lose` -> point -> how often.
+#: `pass`, `kill`, `stall`, `lose`, `refuse` -> point -> how often.
 Tally = Mapping[str, Counter[str]]
 
 
 def tally(logs: Iterable[Path]) -> Tally:
-    counts: dict[str, Counter[str]] = {what: Counter() for what in ("pass", "kill", "stall", "lose")}
+    counts: dict[str, Counter[str]] = {what: Counter() for what in ("pass", "kill", "stall", "lose", "refuse")}
     for log in logs:
         for line in log.read_text().splitlines():
             what, _, point = line.partition(" ")
@@ -154,10 +166,15 @@ class FaultyStatements:
 
     def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
         write = _name(sql, params)
+        if write is not None:
+            self._faults.at(f"before {write}")
+        try:
+            result = execute(sql, params, many, context)
+        except IntegrityError:
+            self._faults.refused(sql)
+            raise
         if write is None:
-            return execute(sql, params, many, context)
-        self._faults.at(f"before {write}")
-        result = execute(sql, params, many, context)
+            return result
         if connection.in_atomic_block:
             self._faults.at(f"within {write}")
         connection.on_commit(partial(self._faults.at, f"after {write}"))

@@ -18,6 +18,6 @@ def test_nothing_runs_twice_and_nothing_is_lost_while_workers_die_and_stall(
         missing(request.config, "PostgreSQL (TEST_POSTGRES_URL)")
 
     command = [sys.executable, "-m", "tests.fuzz", "--database", database, "--seeds", "2", "--jobs", "12"]
-    run = subprocess.run([*command, "--deadline", "120"], cwd=ROOT, capture_output=True, text=True, timeout=170)
+    run = subprocess.run([*command, "--storm", "12"], cwd=ROOT, capture_output=True, text=True, timeout=170)
 
     assert run.returncode == 0, run.stdout + run.stderr

@@ -62,7 +62,8 @@ def judge(plan: Plan, database: str, seen: Seen) -> Verdict:
         "seconds": round(seen.seconds),
     }
     over = [f"{most_alive} alive at once, by the Engine or the database"] if most_alive > plan.cap else []
-    violations = [*doubles, *losses, *leftovers, *over, *_hollow(seen.faults), *seen.crashes]
+    refused = [f"stopped by a constraint alone, {times} times: {sql}" for sql, times in seen.faults["refuse"].items()]
+    violations = [*doubles, *losses, *leftovers, *over, *refused, *_hollow(seen.faults), *seen.crashes]
     return Verdict({heading: str(value) for heading, value in cells.items()}, violations)
 
 

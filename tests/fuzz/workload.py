@@ -44,13 +44,17 @@ KINDS = {
         Kind("late", "sleep 600", Status.FAILED, STOPPED, Reason.TIMEOUT, {"timeout_seconds": 1}),
         Kind("deaf", "trap '' TERM; while true; do sleep 1; done", Status.FAILED, STOPPED, Reason.TIMEOUT,
              {"timeout_seconds": 1}),
-        Kind("cancelled", "sleep 2", Status.COMPLETED, (0,), is_cancelled=True),
+        Kind("cancelled", "sleep 600", Status.CANCELLED, STOPPED, Reason.CANCELLED, is_cancelled=True),
+        Kind("cancelled-late", "sleep 1", Status.COMPLETED, (0,), is_cancelled=True),
         Kind("cancelled-retry", "exit 3", Status.FAILED, (3,), is_cancelled=True,
              fields={"retry_exit_codes": [3], "max_retries": 3}),
     )
 }  # fmt: skip
-#: Of ten jobs.
-_MIX = ("ends", "ends", "ends", "sleeps", "sleeps", "fails", "late", "deaf", "cancelled", "cancelled-retry")
+#: Of twelve jobs.
+_MIX = (
+    "ends", "ends", "ends", "ends", "sleeps", "sleeps", "fails", "late", "deaf",
+    "cancelled", "cancelled-late", "cancelled-retry",
+)  # fmt: skip
 
 
 def build(count: int, draw: random.Random) -> list[ContainerJob]:
