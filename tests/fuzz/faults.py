@@ -11,11 +11,11 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import IntegrityError, connection
 
@@ -25,7 +25,9 @@ from container_manager.models import ContainerJob
 from container_manager.types import Observation
 
 #: seconds; longer than the lease of `settings`.
-STALL_SECONDS = (2.2, 4.5)
+_LONG_STALL = (2.2, 4.5)
+#: seconds; so short that whoever stalls may act after it, and long enough for a program to start and end meanwhile.
+_SHORT_STALL = (0.4, 1.4)
 #: Every run passes these, else a seam is gone and the fuzz is hollow.
 CERTAIN = {
     f"{when} {what}"
@@ -40,12 +42,29 @@ LIKELY = {
                  "move to failed", "move to cancelled")
     for when in ("before", "after")
 }  # fmt: skip
-#: How much likelier a fault is than elsewhere. Rounds list all the time, while recovery is rare; and what goes
-#: wrong with a protocol takes two faults: a launcher's around its start, and another's in the recovery of the same job.
-_WEIGHTS = {
-    "list": 0.5, "start": 7.0, "move to recovering": 10.0, "take over": 2.0, "move to queued": 2.0,
-    "signal": 3.0, "note of a stop": 3.0, "move to cancelled": 4.0,
-}  # fmt: skip
+
+
+class _Odds(NamedTuple):
+    """How much likelier faults are at a point than elsewhere."""
+
+    kill: float = 1.0
+    stall: float = 1.0
+    #: One of these is drawn.
+    stalls: Sequence[tuple[float, float]] = (_LONG_STALL, _SHORT_STALL)
+
+
+#: Rounds list all the time, while recovery is rare; and what goes wrong with a protocol takes two faults: a launcher's
+#: that stalls at its start until its lease is over, and another's that stalls in the recovery of the same job.
+_ODDS = {
+    "list": _Odds(0.5, 0.5),
+    "start": _Odds(5.0, 14.0, [_LONG_STALL]),
+    "move to recovering": _Odds(5.0, 25.0, [_LONG_STALL, _SHORT_STALL, _SHORT_STALL]),
+    "take over": _Odds(2.0, 2.0),
+    "move to queued": _Odds(2.0, 2.0),
+    "signal": _Odds(3.0, 3.0),
+    "note of a stop": _Odds(3.0, 3.0),
+    "move to cancelled": _Odds(4.0, 4.0),
+}
 
 #: What an Engine may have done though it gave no answer.
 _SIDE_EFFECTS = ("create", "start", "signal", "remove")
@@ -81,16 +100,18 @@ class Faults:
 
     def at(self, point: str, *, may_stall: bool = True) -> None:
         draw = self._draw(point)
-        chance = draw.random() / _WEIGHTS.get(point.partition(" ")[2], 1.0)
+        odds = _ODDS.get(point.partition(" ")[2], _Odds())
+        kill, stall = self._chances.kill * odds.kill, self._chances.stall * odds.stall
+        chance = draw.random()
         self._note("pass", point)
         if self._is_calm:
             return
-        if chance < self._chances.kill:
+        if chance < kill:
             self._note("kill", point)
             os.kill(os.getpid(), signal.SIGKILL)
-        if chance < self._chances.kill + self._chances.stall and may_stall:
+        if chance < kill + stall and may_stall:
             self._note("stall", point)
-            time.sleep(draw.uniform(*STALL_SECONDS))
+            time.sleep(draw.uniform(*draw.choice(odds.stalls)))
 
     def loses(self, step: str) -> bool:
         """Whether the answer to a call is lost."""

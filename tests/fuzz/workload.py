@@ -113,6 +113,8 @@ def _are_retries_right(job: ContainerJob, attempts: list[JobAttempt]) -> bool:
 def _is_end_right(job: ContainerJob, kind: Kind, attempts: list[JobAttempt]) -> bool:
     if job.status == Status.CANCELLED:
         return kind.is_cancelled and job.reason == Reason.CANCELLED
+    if attempts and job.reason == Reason.LAUNCH:
+        return job.status == Status.FAILED and job.retry_count == job.max_retries
     if not attempts or job.status != kind.status or job.reason != kind.reason:
         return False
     is_retried = bool(job.retry_exit_codes)
