@@ -152,15 +152,20 @@ def is_cancel_requested(job: ContainerJob) -> bool:
 
 def discard_unstarted(engine: Engine, container_id: str, guard: Guard) -> Steps[Observation | None]:
     """Remove a container that never ran. The observation if it ran after all; None if it is gone."""
+
+    def look_and_remove() -> Observation | None:
+        # As one call: between two, the thread that drives them may wait for the database, and what starts and
+        # ends meanwhile would be removed as one that never ran.
+        seen = engine.inspect(container_id)
+        if seen.has_run:
+            return seen
+        guard(lambda: engine.remove(container_id))()
+        return None
+
     try:
-        seen = yield lambda: engine.inspect(container_id)
+        return (yield look_and_remove)  # type: ignore[no-any-return]
     except ContainerGone:
         return None
-    if seen.has_run:
-        return seen  # type: ignore[no-any-return]
-    try:
-        yield guard(lambda: engine.remove(container_id))
     except ContainerRunning:
         # It started between the look and the removal; whoever started it is late, but it runs.
         return (yield lambda: engine.inspect(container_id))  # type: ignore[no-any-return]
-    return None

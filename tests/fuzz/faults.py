@@ -163,14 +163,16 @@ class FaultyEngine:
         return partial(self._between_points, name, call) if name in self._POINTS else call
 
     def _between_points(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # The look that shows an unstarted container and its removal count as one step: a program that starts and
-        # ends within that gap is the one thing that the protocol does not promise to notice.
-        is_one_step = name == "remove" and args[0] in self._unstarted
-        self._faults.at(f"before {name}", may_stall=not is_one_step)
+        # The look that shows an unstarted container and its removal are one call, within which nobody stalls: a program
+        # that starts and ends in that gap is the one thing that the protocol does not promise to notice.
+        is_within = name == "remove" and args[0] in self._unstarted
+        self._faults.at(f"before {name}", may_stall=not is_within)
         answer = call(*args, **kwargs)
+        is_within = False
         if isinstance(answer, Observation):
-            (self._unstarted.discard if answer.has_run else self._unstarted.add)(answer.container_id)
-        self._faults.at(f"after {name}")
+            is_within = not answer.has_run
+            (self._unstarted.add if is_within else self._unstarted.discard)(answer.container_id)
+        self._faults.at(f"after {name}", may_stall=not is_within)
         if name in _SIDE_EFFECTS and self._faults.loses(name):
             raise OutcomeUnknown(f"{name}: the answer was lost")
         return answer

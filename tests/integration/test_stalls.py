@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connection, connections
 from django.utils.timezone import now
 
+from container_manager.exceptions import ContainerGone
 from container_manager.models import ContainerJob, Reason, Status
 from container_manager.queue import QueueManager
 from tests.conftest import wait_until
@@ -114,6 +116,35 @@ def test_a_launcher_that_wakes_while_its_job_is_recovered_starts_it_once_and_it_
 
     assert (row(job).status, row(job).attempt, row(job).container_id) == (Status.RUNNING, 1, container_id)
     assert (host.containers[container_id].state, len(host.starts)) == ("running", 1)
+
+
+def test_the_last_look_at_a_container_and_its_removal_wait_for_no_other_jobs_row(
+    fleet: Fleet, host: FakeEngine, manager: QueueManager
+) -> None:
+    jobs = [left_by_a_dead_launcher(host, QueueManager(fleet)) for _ in range(2)]
+    late = host.client()
+    slow: list[str] = []
+
+    def be_slow_with_the_second(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("UPDATE") and Status.RECOVERING in params[:1]:
+            slow.append(sql)
+            if len(slow) == 2:
+                # The first one was looked at meanwhile; its launcher wakes, its program runs and ends.
+                first = ContainerJob.objects.get(status=Status.RECOVERING)
+                until = time.monotonic() + 2
+                while not host.count("remove") and time.monotonic() < until:
+                    time.sleep(0.01)
+                with suppress(ContainerGone):
+                    late.start(first.container_id)
+                    host.end(first.container_id, 0)
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(be_slow_with_the_second):
+        one_round(manager)
+
+    assert len(slow) == 2
+    assert [row(job).status for job in jobs] == [Status.RUNNING, Status.RUNNING]
+    assert (len(host.starts), len(host.containers)) == (2, 2)
 
 
 @pytest.mark.parametrize(("retried", "status"), [([], Status.FAILED), ([3], Status.RUNNING)], ids=["", "retried"])
