@@ -191,7 +191,7 @@ def test_after_ten_minutes_in_which_nothing_served_one_run_makes_up_for_all(
     miss_runs(deployment.id, minutes=10)
 
     with serve() as served:
-        wait_until(lambda: all(run.state.is_final() for run in runs_of(deployment.id)), 90)
+        wait_until(lambda: all(run.state and run.state.is_final() for run in runs_of(deployment.id)), 90)
 
     assert len(runs_of(deployment.id)) == 1
     assert "scheduled runs that were missed" in served.log.read_text()
