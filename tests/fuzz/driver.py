@@ -15,13 +15,16 @@ from container_manager.models import ENDED, ContainerJob, DockerHost, Installati
 from container_manager.queue import queue_manager
 
 from . import worker, workload
-from .faults import tally
+from .faults import LONGEST_STALL_SECONDS, tally
 from .verdict import Seen, Verdict, judge
 from .watching import watching
 
 #: seconds; a worker that was told to end has at most a stall and a round before it.
 _END_SECONDS = 30
 _TICK_SECONDS = 0.1
+#: seconds; for how long nothing may be left to do before the run is over. Who stalls wakes within them, and may create
+#: a container that the others must collect.
+_SETTLED_SECONDS = LONGEST_STALL_SECONDS + 2
 #: In which state a job is cancelled; one that moved past it while nobody looked, in a later one.
 _CANCELLED_IN = (Status.QUEUED, Status.LAUNCHING, Status.STARTING, Status.RUNNING)
 
@@ -101,11 +104,15 @@ def run(plan: worker.Plan, count: int, workers: int, deadline_seconds: float) ->
         cancellation = Cancellation(jobs, draw)
         crew = Workers(plan, workers)
         try:
-            while not _is_settled(client, instance_id) and time.monotonic() - began < deadline_seconds:
+            now = unsettled_at = began
+            while now - unsettled_at < _SETTLED_SECONDS and now - began < deadline_seconds:
                 crew.renew()
                 cancellation.go_on()
                 time.sleep(_TICK_SECONDS)
-            seconds = time.monotonic() - began
+                now = time.monotonic()
+                if not _is_settled(client, instance_id):
+                    unsettled_at = now
+            seconds = unsettled_at - began
         finally:
             crew.end()
             leftovers = _remove_leftovers(client, instance_id)

@@ -25,7 +25,8 @@ from container_manager.models import ContainerJob
 from container_manager.types import Observation
 
 #: seconds; longer than the lease of `settings`.
-_LONG_STALL = (2.2, 4.5)
+LONGEST_STALL_SECONDS = 4.5
+_LONG_STALL = (2.2, LONGEST_STALL_SECONDS)
 #: seconds; so short that whoever stalls may act after it, and long enough for a program to start and end meanwhile.
 _SHORT_STALL = (0.4, 1.4)
 #: Every run passes these, else a seam is gone and the fuzz is hollow.
