@@ -173,9 +173,12 @@ def test_a_prefect_server_that_goes_away_and_comes_back_is_survived_and_told_onc
     asked_at = time.monotonic()
     assert command.end(70) == 0
     assert time.monotonic() - asked_at < 60
-    # The reason is told with it only where the line before has not told it: the server may go between the two.
-    places = [place for place, _ in groupby(said(command, "Prefect: "), lambda line: line.partition(" (")[0])]
+    # Between two looks at it the server may have come back: how it runs then changes twice. The reason is told with
+    # the place only where the line before has not told it: the server may go between the two.
+    told = [line.partition(" (") for line in said(command, "Prefect: ")]
+    places = [place for place, _ in groupby(place for place, _, _ in told)]
     assert places == [ours, "Prefect: a temporary server that ends with this command", ours]
+    assert all(why.startswith(f"the Prefect API at {own_prefect.url} ") for _, _, why in told if why)
     assert len(said(command, BACK)) <= len(said(command, FAILED)) <= 2
     assert len(said(on_deployment, FAILED)) in (2, 3)
     for one in (command, on_deployment):

@@ -5,6 +5,7 @@ iterations. Every tenth has a job that runs and one that fails to launch: an emp
 jobs and errors. SQLite and the Prefect home are in a folder of its own.
 """
 
+import gc
 import os
 import statistics
 import sys
@@ -97,7 +98,9 @@ def _measure(iterations: int) -> list[tuple[int, float]]:
             # What it remembers of each call is a test's, not the command's.
             engine.calls.clear()
             engine.starts.clear()
+            engine.ends.clear()
             if self.iterations % step == 0:
+                gc.collect()
                 samples.append((self.iterations, resident_mib()))
                 each = (time.monotonic() - began) / self.iterations
                 print(f"{self.iterations} of {iterations}, {each * 1000:.0f} ms each", file=sys.stderr, flush=True)

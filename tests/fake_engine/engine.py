@@ -168,10 +168,6 @@ class FakeEngine:
         """Whether it answers."""
         return self._thawed.is_set() and not self._is_down
 
-    def has_not_run(self, container_id: str) -> bool:
-        known = self.containers.get(container_id)
-        return known is not None and known.state == "created"
-
     def freeze(self) -> None:
         """It takes requests and answers none; what was asked for meanwhile happens at the thaw."""
         self._thawed.clear()

@@ -114,6 +114,7 @@ def _is_end_right(job: ContainerJob, kind: Kind, attempts: list[JobAttempt]) -> 
     if job.status == Status.CANCELLED:
         return kind.is_cancelled and job.reason == Reason.CANCELLED
     if attempts and job.reason == Reason.LAUNCH:
+        # Whether its attempts were to end so, `_is_reason_right` judges.
         return job.status == Status.FAILED and job.retry_count == job.max_retries
     if not attempts or job.status != kind.status or job.reason != kind.reason:
         return False

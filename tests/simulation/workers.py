@@ -133,8 +133,11 @@ class Worker:
         if fault is None or fault.at not in (None, name):
             return
         self._passed += 1
-        if self._passed > fault.after and self._befalls(fault.kind, name, can_stall, machine):
+        if self._passed > fault.after:
+            # Whatever it is, it befalls the worker once.
             self._fault = None
+            if not self._befalls(fault.kind, name, can_stall, machine):
+                self._fault = fault
 
     def _befalls(self, kind: Kind, name: str, can_stall: bool, machine: FakeEngine | None) -> bool:
         """Let it happen; False: it can't, at this step."""
@@ -148,10 +151,8 @@ class Worker:
                 if self._is_dead:
                     raise Killed
             case "meets a database error" if machine is None:
-                self._fault = None
                 raise DatabaseFailed("thrown in")
             case "gets no answer" if machine:
-                self._fault = None
                 has_effects = name.removeprefix(_ANSWER) in SIDE_EFFECTS
                 raise (OutcomeUnknown if has_effects else HostUnavailable)("thrown in")
             case "freezes its Engine" if machine:
@@ -178,11 +179,14 @@ class Watched:
 
     def _in_steps(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Between a recoverer's look at what has not run and its removal there is no time that anybody may use.
-        is_removal = name == "remove" and self._machine.has_not_run(args[0])
+        is_removal = name == "remove" and args[0] in self._unstarted()
         self._worker.step(name, can_stall=not is_removal, machine=self._machine)
         answer = call(*args, **kwargs)
         self._worker.step(_ANSWER + name, can_stall=name in SIDE_EFFECTS, machine=self._machine)
         return answer
+
+    def _unstarted(self) -> set[str]:
+        return {container.id for container in self._machine.containers.values() if container.state == "created"}
 
 
 class _Answer(Future[Any]):

@@ -54,7 +54,7 @@ REFUSED = [
     ({"environment": {"A": "1"}, "secret_environment": {"A": "r"}}, NON_FIELD_ERRORS, "A is in both `environment`"),
     ({"secret_environment": {"A": "r"}}, "secret_environment", "needs the setting SECRET_RESOLVER"),
     ({"working_dir": "work"}, "working_dir", "must be an absolute path"),
-    ({"working_dir": "/work/../etc"}, "working_dir", "without `..`"),
+    ({"working_dir": "/srv/../etc"}, "working_dir", "without `..`"),
     ({"working_dir": "/" + "w" * 255}, "working_dir", "255"),
     ({"user": "u" * 65}, "user", "64"),
     ({"user": "root" + NUL}, "user", "NUL"),
