@@ -6,13 +6,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 import requests
 
-from container_manager.models import ContainerJob, Status
+from container_manager.leases import WORK_LEASE_SECONDS
+from container_manager.models import ContainerJob, Installation, Status
 from tests.conftest import ROOT, PrefectServer, wait_until
 
 from .conftest import Running, Site, environment
@@ -131,15 +133,23 @@ def test_an_api_key_is_as_good(guarded_site: Site, guarded_prefect: PrefectServe
     assert "refuses the authentication (HTTP 401)" in refused.errors[0]
 
 
+def is_waited_for(job: ContainerJob) -> bool:
+    """A pass stays: its lease was written when the job had run for a while. Who began before would hold it, and end."""
+    job.refresh_from_db()
+    until = Installation.load().work_until
+    return until is not None and until > job.launched_at + timedelta(seconds=WORK_LEASE_SECONDS + 3)
+
+
 @pytest.mark.timeout(400)
 def test_an_outage_of_a_guarded_server_fails_nothing_and_ends_nothing(
     guarded_site: Site, guarded_prefect: PrefectServer
 ) -> None:
-    # A pass that stays, since there is a container to wait for.
-    site, stays = guarded_site, json.dumps({"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 60})
+    # A pass that stays for as long as a slow machine may need, since there is a container to wait for.
+    site, stays = guarded_site, json.dumps({"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 300})
     served = deployments(site, CONTAINER_MANAGER=stays)
     first = site.queue("sleep", "1000")
     wait_until(lambda: is_in(first, Status.RUNNING), 120)
+    wait_until(lambda: is_waited_for(first), 120)
     guarded_prefect.stop()
     served.wait_for("is asked again, and what runs goes on", 120)
     # Nobody but the pass in progress can launch and harvest it.
