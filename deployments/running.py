@@ -100,22 +100,31 @@ class FlowRunner:
 
     def _settle(self, client: SyncPrefectClient, child: _Child) -> None:
         """Say for a flow run how it ended, if it could not do so itself."""
-        flow_run_id = child.flow_run.id
         try:
-            state = client.read_flow_run(flow_run_id).state
+            told = client.read_flow_run(child.flow_run.id).state
         except ObjectNotFound:
             return
-        if state is None or state.is_final() or state.is_scheduled() or state.is_paused():
-            return
-        if state.is_cancelling():
-            new: State[Any] = Cancelled(message="Flow run was cancelled.")
-        elif state.is_pending() and (self._is_stopping or flow_run_id not in self._put_back):
+        state = self._true_state(child, told) if told is not None else None
+        if state is not None:
+            client.set_flow_run_state(child.flow_run.id, state, force=True)
+
+    def _true_state(self, child: _Child, told: State[Any]) -> State[Any] | None:
+        """In place of what was told; None if that is true."""
+        flow_run_id = child.flow_run.id
+        # By SIGTERM before its body, or after it while it reported: Prefect calls that a crash, if it can tell.
+        is_cut_off = child.process.returncode == -signal.SIGTERM and (told.is_crashed() or told.is_running())
+        if told.is_cancelling() or (is_cut_off and child.kill_at is not None):
+            return Cancelled(message="Flow run was cancelled.")
+        if is_cut_off and self._is_stopping:
+            # Once more, by whoever serves next: all flows of ours go on where they were.
+            return Scheduled()
+        if told.is_final() or told.is_scheduled() or told.is_paused():
+            return None
+        if told.is_pending() and (self._is_stopping or flow_run_id not in self._put_back):
             # It had not begun: we were told to end, or the API went away in that moment.
             self._put_back.add(flow_run_id)
-            new = Scheduled()
-        else:
-            new = Crashed(message=f"The process of the flow run ended with {_describe(child.process.returncode)}.")
-        client.set_flow_run_state(flow_run_id, new, force=True)
+            return Scheduled()
+        return Crashed(message=f"The process of the flow run ended with {_describe(child.process.returncode)}.")
 
     def _start(self, run: FlowRunResponse) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(  # noqa: S603 (our own program, no shell)

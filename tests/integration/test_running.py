@@ -2,20 +2,25 @@
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Scheduled
 
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import QueueManager
+from deployments.running import FlowRunner
+from flows.api import child_environment
 from tests.conftest import wait_until
 from tests.integration.conftest import Serve, Served, children_of
+from tests.integration.unguarded import unguarded
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.parametrize("database", ["sqlite"], indirect=True)]
 
 
 def settings(**changes: Any) -> dict[str, str]:
@@ -86,3 +91,39 @@ def test_flow_runs_that_wait_for_their_jobs_hold_up_no_pass(docker_host: DockerH
         states = [state_of(flow_run_id) for flow_run_id in (first, second)]
 
     assert (states[0].is_running(), states[1].is_scheduled()) == (True, True)
+
+
+@contextmanager
+def unguarded_run(client: SyncPrefectClient) -> Iterator[tuple[FlowRunner, UUID]]:
+    run = client.create_flow_run(unguarded, state=Scheduled())
+    entrypoint = f"{unguarded.fn.__module__}:{unguarded.fn.__name__}"
+    runner = FlowRunner(1, child_environment() | {"PREFECT__FLOW_ENTRYPOINT": entrypoint})
+    runner.offer([client.read_flow_run(run.id)])
+    runner.go_on(client)
+    try:
+        wait_for(run.id, "Running")
+        yield runner, run.id
+    finally:
+        runner.kill()
+
+
+def has_ended(runner: FlowRunner, client: SyncPrefectClient) -> bool:
+    runner.go_on(client)
+    return not runner.is_busy
+
+
+def test_a_run_that_is_cut_off_outside_its_body_is_run_again_by_who_serves_next(prefect_api: str) -> None:
+    with get_client(sync_client=True) as client, unguarded_run(client) as (runner, flow_run_id):
+        runner.stop()
+        wait_until(lambda: has_ended(runner, client), 60)
+
+        assert state_of(flow_run_id).is_scheduled()
+
+
+def test_a_run_that_is_cancelled_outside_its_body_is_cancelled(prefect_api: str) -> None:
+    with get_client(sync_client=True) as client, unguarded_run(client) as (runner, flow_run_id):
+        client.set_flow_run_state(flow_run_id, Cancelling())
+        runner.stop_cancelled(client)
+        wait_until(lambda: has_ended(runner, client), 60)
+
+        assert state_of(flow_run_id).is_cancelled()
