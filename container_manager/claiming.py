@@ -21,8 +21,8 @@ from .transitions import from_now, locked, locked_rows, move_locked, move_many
 
 logger = logging.getLogger(__name__)
 
-#: Rows per transaction of a promotion: 50 ms, so that it never holds up a claim (SQLite) or a bulk cancel for long.
-PROMOTE_CHUNK = 2000
+#: Rows per transaction of a promotion: 30 ms, so that it never holds up a claim (SQLite) or a bulk cancel for long.
+PROMOTE_CHUNK = 1000
 #: seconds; for the claim's lock. The claim behind it takes milliseconds.
 LOCK_SECONDS = 2
 

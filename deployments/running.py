@@ -7,12 +7,11 @@ and so do they: what the API could not be told it is told once it is back.
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +23,8 @@ from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Cancelled, Crashed, Pending, Scheduled
 from prefect.utilities.engine import propose_state_sync
 
+from . import forking
+
 #: seconds; between TERM and KILL for a cancelled flow run.
 _GRACE_SECONDS = 30
 
@@ -31,7 +32,7 @@ _GRACE_SECONDS = 30
 @dataclass
 class _Child:
     flow_run: FlowRunResponse
-    process: "subprocess.Popen[bytes]"
+    process: BaseProcess
     kill_at: float | None = None
 
 
@@ -70,7 +71,7 @@ class FlowRunner:
                 return
             self._unsure[run.id] = run
             if _take(client, run):
-                self._children[run.id] = _Child(run, self._start(run))
+                self._children[run.id] = _Child(run, forking.start(run.id, self._environment))
             del self._unsure[run.id], self._due[run.id]
 
     def stop_cancelled(self, client: SyncPrefectClient) -> None:
@@ -96,7 +97,7 @@ class FlowRunner:
     def kill(self) -> None:
         for child in self._children.values():
             child.process.kill()
-            child.process.wait()
+            child.process.join()
 
     def _settle(self, client: SyncPrefectClient, child: _Child) -> None:
         """Say for a flow run how it ended, if it could not do so itself."""
@@ -112,7 +113,7 @@ class FlowRunner:
         """In place of what was told; None if that is true."""
         flow_run_id = child.flow_run.id
         # By SIGTERM before its body, or after it while it reported: Prefect calls that a crash, if it can tell.
-        is_cut_off = child.process.returncode == -signal.SIGTERM and (told.is_crashed() or told.is_running())
+        is_cut_off = child.process.exitcode == -signal.SIGTERM and (told.is_crashed() or told.is_running())
         if told.is_cancelling() or (is_cut_off and child.kill_at is not None):
             return Cancelled(message="Flow run was cancelled.")
         if is_cut_off and self._is_stopping:
@@ -124,19 +125,11 @@ class FlowRunner:
             # It had not begun: we were told to end, or the API went away in that moment.
             self._put_back.add(flow_run_id)
             return Scheduled()
-        return Crashed(message=f"The process of the flow run ended with {_describe(child.process.returncode)}.")
-
-    def _start(self, run: FlowRunResponse) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(  # noqa: S603 (our own program, no shell)
-            [sys.executable, "-m", "prefect.engine", str(run.id)],
-            env=self._environment,
-            # Ctrl-C reaches us alone, who then ask it to end.
-            start_new_session=True,
-        )
+        return Crashed(message=f"The process of the flow run ended with {_describe(child.process.exitcode or 0)}.")
 
     def _notice_ends(self) -> None:
         for flow_run_id, child in list(self._children.items()):
-            if child.process.poll() is not None:
+            if child.process.exitcode is not None:
                 self._ended.append(self._children.pop(flow_run_id))
             elif child.kill_at is not None and time.monotonic() >= child.kill_at:
                 child.process.kill()

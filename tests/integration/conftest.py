@@ -84,6 +84,11 @@ def events(docker_host: DockerHost, engine: docker.DockerClient) -> Iterator[lis
     listener.join(10)
 
 
+def flow_runs_of(serving: int) -> list[int]:
+    """The processes of the flow runs that it serves: forked from the template, a child of it."""
+    return [run for child in children_of(serving) for run in children_of(child)]
+
+
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

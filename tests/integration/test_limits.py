@@ -20,7 +20,7 @@ from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import queue_manager
 from flows.process_queue import process_queue
 from tests.conftest import ROOT, database_url, wait_until
-from tests.integration.conftest import Run, Serve, children_of
+from tests.integration.conftest import Run, Serve, flow_runs_of
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
@@ -121,7 +121,7 @@ def test_the_slot_of_a_launch_that_was_killed_is_freed_by_the_next_pass(docker_h
     queue(9, command=["sleep", "600"])
     with serve() as served:
         wait_until(lambda: holders("container-launch"), 60)
-        for child in children_of(served.process.pid):
+        for child in flow_runs_of(served.process.pid):
             os.kill(child, signal.SIGKILL)
         (job,) = queue(1, command=["true"], priority=100)
         wait_until(lambda: status_of(job) == Status.COMPLETED, 90)

@@ -1,6 +1,7 @@
 """The processes of the served flow runs: what becomes of them when somebody stops them, or what serves them."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from container_manager.queue import QueueManager
 from deployments.running import FlowRunner
 from flows.api import child_environment
 from tests.conftest import wait_until
-from tests.integration.conftest import Serve, Served, children_of
+from tests.integration.conftest import Serve, Served, children_of, flow_runs_of
 from tests.integration.unguarded import unguarded
 
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.parametrize("database", ["sqlite"], indirect=True)]
@@ -75,7 +76,7 @@ def test_a_pass_that_is_cancelled_ends_and_its_containers_run_on(running_job: Co
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run_id, Cancelling())
         wait_for(flow_run_id, "Cancelled")
-        left = children_of(served.process.pid)
+        left = flow_runs_of(served.process.pid)
 
     assert (left, is_running(running_job)) == ([], True)
 
@@ -91,6 +92,14 @@ def test_flow_runs_that_wait_for_their_jobs_hold_up_no_pass(docker_host: DockerH
         states = [state_of(flow_run_id) for flow_run_id in (first, second)]
 
     assert (states[0].is_running(), states[1].is_scheduled()) == (True, True)
+
+
+def test_what_serves_outlives_the_process_that_its_flow_runs_are_forked_from(serve: Serve) -> None:
+    with serve(**settings()) as served:
+        wait_for(run_now(served, "process-jobs/on-demand"), "Completed")
+        for child in children_of(served.process.pid):
+            os.kill(child, signal.SIGKILL)
+        wait_for(run_now(served, "process-jobs/on-demand"), "Completed")
 
 
 @contextmanager
