@@ -1,6 +1,7 @@
 """The pages: what is queued, what ran and what it wrote, and the verbs of the queue as actions."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
@@ -15,7 +16,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
 from .exceptions import ContainerManagerError
-from .models import ContainerJob, DockerHost, JobAttempt, Status
+from .models import WAITING, ContainerJob, DockerHost, JobAttempt, Status
+from .outlook import Outlook
 from .policy import describe
 from .queue import queue_manager
 from .types import JobSpec
@@ -37,7 +39,7 @@ _BASICS = ("name", "image", "command", "environment", "priority", "timeout_secon
 _LIMITS = ("memory_limit_mib", "cpu_limit", "max_retries", "retry_exit_codes", "rerun_on_lost")
 _ADVANCED = tuple(field for field in JobSpec.model_fields if field not in _BASICS + _LIMITS)
 _STATE = (
-    "status", "reason", "exit_code", "oom_killed", "last_error", "slot_host", "queued_at", "scheduled_for",
+    "status", "waits_for", "reason", "exit_code", "oom_killed", "last_error", "slot_host", "queued_at", "scheduled_for",
     "launched_at", "finished_at", "retry_count", "cancel_requested_at", "created_by", "created_at",
 )  # fmt: skip
 _INTERNALS = (
@@ -130,12 +132,26 @@ class ContainerJobAdmin(_JobAdmin):
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("container_manager.cancel_containerjob")
 
+    def get_list_display(self, request: HttpRequest) -> Any:
+        # One look at the queue for all rows of a page, and none for a page on which nothing waits.
+        look_ahead = cache(queue_manager.outlook)
+
+        @admin.display(description="reason")
+        def why(job: ContainerJob) -> str:
+            return self.why(job, look_ahead)
+
+        return [why if name == "why" else name for name in self.list_display]
+
     @admin.display(description="reason")
-    def why(self, job: ContainerJob) -> str:
+    def why(self, job: ContainerJob, look_ahead: Callable[[], Outlook] = queue_manager.outlook) -> str:
         """What a success needs no word for is left out; what waits says for what."""
-        if job.status == Status.COMPLETED:
-            return ""
-        return job.last_error[:100] or job.get_reason_display()
+        if job.status in WAITING:
+            return look_ahead().why(job)
+        return "" if job.status == Status.COMPLETED else job.last_error[:100] or job.get_reason_display()
+
+    @admin.display(description="waits for")
+    def waits_for(self, job: ContainerJob) -> str:
+        return queue_manager.why_waiting(job) or "-"
 
     @admin.display(description="since", ordering="updated_at")
     def last_change(self, job: ContainerJob) -> Any:

@@ -1,5 +1,7 @@
 """How many containers may start now, where, and what keeps more from it."""
 
+import re
+import sys
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -7,7 +9,7 @@ from django.db.models import Case, Count, OuterRef, Q, Subquery, Value, When
 from django.db.models.functions import Coalesce
 
 from .conf import get_settings
-from .models import ContainerJob, DockerHost
+from .models import ContainerJob, DockerHost, Installation
 from .transitions import from_now
 from .types import HOST_TAG_PREFIX, JOB_TAG, HostLoad, Limits
 
@@ -22,8 +24,10 @@ class Capacity:
     limit: str = ""
     #: What will bind once the slots are full.
     binding: str = ""
-    #: What keeps the other hosts from taking a job.
-    closed: str = ""
+    #: By host id: what keeps each of the others from taking a job.
+    shut: dict[int, str] = field(default_factory=dict)
+    #: Containers that count for the limit over all hosts.
+    alive: int = 0
 
     @property
     def slots(self) -> int:
@@ -32,6 +36,16 @@ class Capacity:
     @property
     def is_full(self) -> bool:
         return self.slots == 0
+
+    @property
+    def closed(self) -> str:
+        """What keeps the hosts that have no free slot from taking a job."""
+        return "; ".join(self.shut.values())
+
+    @property
+    def next_limit(self) -> str:
+        """What keeps, or will keep, more containers from running."""
+        return self.limit or re.sub(r", (\d+) of \1(?=;|$)", r", \1", self.binding.replace("limit reached: ", ""))
 
 
 @dataclass(frozen=True)
@@ -44,39 +58,52 @@ class _Load:
     alive: int
 
 
-def measure(max_concurrent: int, limits: Limits, reachable: AbstractSet[int]) -> Capacity:
-    """One query. Exact only in a transaction that holds the Installation row."""
+def measure(max_concurrent: int | None, limits: Limits, reachable: AbstractSet[int]) -> Capacity:
+    """One query. Exact only in a transaction that holds the Installation row.
+
+    `max_concurrent` None: as far as tags and hosts allow, since what a pass is told is known to it alone.
+    """
     hosts = _loads()
     # A dead Engine's jobs can't be told from running ones; they must not stop the other hosts for ever.
     alive = sum(host.alive for host in hosts if host.pk in reachable or not host.is_silent)
-    cap, cap_name = max_concurrent, "max_concurrent"
+    cap, cap_name = sys.maxsize if max_concurrent is None else max_concurrent, "max_concurrent"
     if limits.total is not None and limits.total <= cap:
         cap, cap_name = limits.total, f"tag {JOB_TAG}"
     free: dict[int, int] = {}
     open_hosts: list[str] = []
-    closed: list[str] = []
+    shut: dict[int, str] = {}
     for host in hosts:
         if not host.is_active:
-            closed.append(f"host {host.name} is not active")
+            shut[host.pk] = f"host {host.name} is not active"
         elif host.pk not in reachable:
-            closed.append(f"host {host.name} is not reachable")
+            shut[host.pk] = f"host {host.name} is not reachable"
         else:
             most, what = _bound(host, limits)
             if host.alive < most:
                 free[host.pk] = most - host.alive
                 open_hosts.append(f"limit reached: {what}, {most} of {most}")
             else:
-                closed.append(f"limit reached: {what}, {host.alive} of {most}")
+                shut[host.pk] = f"limit reached: {what}, {host.alive} of {most}"
     total_free = max(0, cap - alive)
     if not total_free:
-        return Capacity(limit=f"limit reached: {cap_name}, {alive} of {cap}")
+        return Capacity(limit=f"limit reached: {cap_name}, {alive} of {cap}", shut=shut, alive=alive)
     if not free:
-        return Capacity(total_free=total_free, limit="; ".join(closed) or "there is no Docker host: add one")
+        limit = "; ".join(shut.values()) or "there is no Docker host: add one"
+        return Capacity(total_free=total_free, limit=limit, shut=shut, alive=alive)
     if total_free <= sum(free.values()):
         binding = f"limit reached: {cap_name}, {alive + total_free} of {cap}"
     else:
         binding = "; ".join(open_hosts)
-    return Capacity(free=free, total_free=total_free, binding=binding, closed="; ".join(closed))
+    return Capacity(free=free, total_free=total_free, binding=binding, shut=shut, alive=alive)
+
+
+def estimate(max_concurrent: int | None, reachable: AbstractSet[int] | None) -> Capacity:
+    """As `measure`, without a lock, by the tag limits last read; `reachable` None: all that no pass found away."""
+    if reachable is None:
+        reachable = set(DockerHost.objects.active().filter(last_error="").values_list("pk", flat=True))
+    # On a new database there is no row yet, and looking makes none.
+    installation = Installation.objects.filter(pk=1).first() or Installation()
+    return measure(max_concurrent, installation.tag_limits, reachable)
 
 
 def loads() -> tuple[HostLoad, ...]:

@@ -98,6 +98,37 @@ def ready_jobs(limit: int | None = None) -> list[ContainerJob]:
     return jobs[:limit]
 
 
+def before_in_line(job: ContainerJob, open_hosts: Collection[int], most: int) -> int:
+    """How many queued jobs the claim would take before this one, counted up to about `most`.
+
+    Those that are pinned count if it is to the job's own host or, for one that may run anywhere, to one of
+    `open_hosts`: the others stand in another line.
+    """
+    table = ContainerJob._meta.db_table
+    # The row's own value: as text, which a time is on SQLite, another spelling of it is another time.
+    since = "(SELECT queued_at FROM {table} WHERE id = %s)"
+    ranges: list[tuple[str, list[int]]] = [
+        ("priority > %s", [job.priority]),
+        (f"priority = %s AND queued_at < {since}", [job.priority, job.pk]),
+        (f"priority = %s AND queued_at = {since} AND id < %s", [job.priority, job.pk, job.pk]),
+    ]
+    # Each range is read off an index, and no further than to its `most`th entry.
+    arm = (
+        "SELECT * FROM (SELECT id FROM {table} WHERE status = 'queued' AND pinned_host_id {host} AND {before}"
+        " LIMIT %s) AS arm"
+    )
+    line = "SELECT COUNT(*) FROM ({}) AS line"
+    statements: list[str] = []
+    parameters: list[int] = []
+    for host in ("IS NULL", *(f"= {pk:d}" for pk in ([job.pinned_host_id] if job.pinned_host_id else open_hosts))):
+        for before, values in ranges:
+            statements.append(arm.replace("{before}", before).format(table=table, host=host))
+            parameters += [*values, most]
+    with connection.cursor() as cursor:
+        cursor.execute(line.format(" UNION ALL ".join(statements)), parameters)
+        return int(cursor.fetchone()[0])
+
+
 def _claim_once(
     max_concurrent: int, reachable: AbstractSet[int], limit: int | None, only: Collection[int] | None
 ) -> Claim:

@@ -34,6 +34,8 @@ class Status(models.TextChoices):
 ALIVE = (Status.LAUNCHING, Status.STARTING, Status.RECOVERING, Status.RUNNING)
 #: A job in one of these belongs to one process until the lease is over.
 LEASED = (Status.LAUNCHING, Status.STARTING, Status.RECOVERING)
+#: A job in one of these has no container that runs, and may get one.
+WAITING = (Status.PENDING, Status.SCHEDULED, Status.QUEUED, *LEASED)
 ENDED = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
 

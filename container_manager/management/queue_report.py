@@ -1,7 +1,6 @@
 """What the command says: its words, and the same as JSON."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -139,10 +138,7 @@ def processed_lines(job: ProcessedJob, *, verbose: bool) -> list[str]:
 
 def binding_limit(max_concurrent: int) -> str:
     """What keeps, or will keep, more containers from running, by what the database knows."""
-    now = queue_manager.capacity(max_concurrent)
-    if now.is_full:
-        return now.limit
-    return re.sub(r", (\d+) of \1(?=;|$)", r", \1", now.binding.replace("limit reached: ", ""))
+    return queue_manager.capacity(max_concurrent).next_limit
 
 
 def show_dry_run(console: Console, max_concurrent: int) -> None:

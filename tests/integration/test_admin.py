@@ -273,6 +273,34 @@ def test_a_list_asks_as_much_for_many_rows_as_for_few_and_for_no_logs(client: Cl
     assert not [sql for sql in many if re.search("stdout|stderr", sql)]
 
 
+def test_what_waits_says_for_what_in_the_list_and_on_its_page(client: Client, host: DockerHost) -> None:
+    DockerHost.objects.update(last_seen_at=now(), max_concurrent_jobs=0)
+    job = in_status(Status.QUEUED, queued_at=now())
+
+    shown, page = (
+        unescape(client.get(page).content.decode()) for page in (url("changelist"), url("change", JOBS, job.pk))
+    )
+
+    assert "waits for a slot: limit reached: max_concurrent_jobs of host a, 0 of 0" in shown
+    assert "first in line; waits for a slot: limit reached: max_concurrent_jobs of host a, 0 of 0" in page
+
+
+def test_a_list_looks_at_the_queue_once_for_all_that_wait_and_not_at_all_for_those_that_do_not(client: Client) -> None:
+    def asked() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            client.get(url("changelist"))
+        return len(queries)
+
+    in_status(Status.COMPLETED)
+    none = asked()
+    in_status(Status.QUEUED)
+    one = asked()
+    for status in (Status.PENDING, Status.QUEUED, Status.SCHEDULED) * 5:
+        in_status(status)
+
+    assert (one - none, asked()) == (5, one)
+
+
 @pytest.mark.parametrize(
     ("fields", "wrong"),
     [

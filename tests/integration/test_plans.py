@@ -113,6 +113,17 @@ def test_pinned_jobs_are_claimed_by_an_index_of_their_own(full_table: DockerHost
     assert "cm_job_claim_pinned" in indexes(found)
 
 
+def test_a_place_in_line_is_counted_on_the_claims_indexes(full_table: DockerHost, manager: QueueManager) -> None:
+    queued = ContainerJob.objects.queued()
+    last = [queued.filter(pinned_host__isnull=is_anywhere).in_claim_order().last() for is_anywhere in (True, False)]
+
+    found = [plans(lambda job=job: manager.why_waiting(job)) for job in last]
+
+    assert [*map(without_index, found)] == [[], []]
+    assert "cm_job_claim_any" in indexes(found[0])
+    assert indexes(found[1]) >= {"cm_job_claim_any", "cm_job_claim_pinned"}
+
+
 def test_metrics_and_pages_find_their_rows_by_indexes(full_table: DockerHost, manager: QueueManager) -> None:
     client = Client()
     client.force_login(User.objects.get_or_create(username="root", is_superuser=True, is_staff=True)[0])

@@ -1,0 +1,125 @@
+"""Why a job does not run yet, by what the database knows: no host is asked."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from .capacity import Capacity
+from .claiming import before_in_line
+from .conf import get_settings
+from .models import LEASED, ContainerJob, DockerHost, Installation, Status
+
+#: Jobs that are counted before another one; it takes milliseconds, however many more there are.
+MOST_BEFORE = 1000
+#: seconds, at least; after as long without a sign of one, passes are taken to have stopped. Three intervals, if longer.
+_PASSES_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The queue at one moment, as it matters to those who wait."""
+
+    now: datetime
+    capacity: Capacity
+    #: By id.
+    hosts: dict[int, DockerHost]
+    #: A pass is at work that keeps the slots full.
+    is_pass_at_work: bool
+
+    @property
+    def seen_at(self) -> datetime | None:
+        """When a pass last reached a host, of those that it should reach; to a few seconds."""
+        return max((host.last_seen_at for host in self._expected() if host.last_seen_at), default=None)
+
+    @property
+    def passes(self) -> str:
+        """Whether passes look after the queue, in words."""
+        if self.is_pass_at_work:
+            return "a pass is at work"
+        if self.is_without_passes:
+            return f"no pass has been seen since {_clock(self.seen_at)}" if self.seen_at else "no pass was ever seen"
+        return "no pass is at work at this moment"
+
+    @property
+    def is_without_passes(self) -> bool:
+        """No pass has left a sign for so long that none may come."""
+        patience = timedelta(seconds=max(_PASSES_SECONDS, 3 * get_settings().POLL_INTERVAL_SECONDS))
+        # Of a host that is away the row does not tell when a pass last asked for it.
+        if self.is_pass_at_work or not self._expected():
+            return False
+        return self.seen_at is None or self.seen_at < self.now - patience
+
+    def why(self, job: ContainerJob, *, with_place: bool = False) -> str:
+        """One sentence; empty if the job runs or has ended. No query but `with_place`, which counts those before it."""
+        match Status(job.status):
+            case Status.PENDING:
+                return "not queued yet"
+            case Status.SCHEDULED if job.scheduled_for and job.scheduled_for > self.now:
+                if job.last_error:
+                    return f"waits until {_clock(job.scheduled_for)} for its next try: {job.last_error}"
+                return f"scheduled for {_clock(job.scheduled_for)}"
+            case Status.SCHEDULED | Status.QUEUED:
+                place = self._place(job) if with_place and job.status == Status.QUEUED else ""
+                stopped = f"; {self.passes}" if self.is_without_passes else ""
+                last = f"; the last try: {job.last_error}" if job.last_error else ""
+                return f"{place}{self._held_by(job)}{stopped}{last}"
+            case status if status in LEASED:
+                return self._at_it(job)
+            case _:
+                return ""
+
+    def _held_by(self, job: ContainerJob) -> str:
+        """What keeps a job that is ready from being claimed."""
+        host = self.hosts.get(job.pinned_host_id or 0)
+        if host is not None and host.pk in self.capacity.shut:
+            return f"waits for its host: {self.capacity.shut[host.pk]}{_seen(host)}"
+        if self.capacity.is_full:
+            return f"waits for a slot: {self.capacity.limit}"
+        alive = self.capacity.alive
+        return f"ready: the next pass takes it, unless its own max_concurrent is reached ({alive} alive now)"
+
+    def _place(self, job: ContainerJob) -> str:
+        before = before_in_line(job, self.capacity.free.keys() or self.hosts.keys(), MOST_BEFORE)
+        if not before:
+            return "first in line; "
+        if before >= MOST_BEFORE:
+            return f"at least {MOST_BEFORE} jobs before it; "
+        return f"{before} job{'' if before == 1 else 's'} before it; "
+
+    def _at_it(self, job: ContainerJob) -> str:
+        host = self.hosts.get(job.slot_host_id or 0)
+        where = f"{job.status} on host {host.name}" if host else str(job.status)
+        if job.claimed_until is None or job.claimed_until > self.now:
+            return f"{where}, by process {job.claimed_by}"
+        late = f"{where}; process {job.claimed_by} has not come back by {_clock(job.claimed_until)}: the next pass"
+        return f"{late} that reaches the host takes over{_seen(host) if host and host.last_error else ''}"
+
+    def _expected(self) -> list[DockerHost]:
+        return [host for host in self.hosts.values() if host.is_active and not host.last_error]
+
+
+def look_ahead(capacity: Capacity) -> Outlook:
+    """Two queries."""
+    at_work = Installation.objects.filter(pk=1).annotate(at=Now()).values_list("at", "work_until").first()
+    # On a new database there is no row yet, and looking makes none.
+    now, work_until = at_work or (timezone.now(), None)
+    return Outlook(
+        now=now,
+        capacity=capacity,
+        hosts=DockerHost.objects.in_bulk(),
+        is_pass_at_work=work_until is not None and work_until > now,
+    )
+
+
+def _seen(host: DockerHost) -> str:
+    """What is known of a host that is away; empty for any other."""
+    if not host.last_error:
+        return ""
+    since = f"not seen since {_clock(host.last_seen_at)}" if host.last_seen_at else "never seen"
+    return f", {since}: {host.last_error}"
+
+
+def _clock(at: datetime) -> str:
+    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"
