@@ -18,6 +18,7 @@ from django.utils.translation import ngettext
 from .exceptions import ContainerManagerError
 from .models import WAITING, ContainerJob, DockerHost, JobAttempt, Status
 from .outlook import Outlook
+from .pages import JobPages
 from .policy import describe
 from .queue import queue_manager
 from .types import JobSpec
@@ -86,7 +87,7 @@ class JobAttemptInline(_AttemptInline):
 
 
 @admin.register(ContainerJob)
-class ContainerJobAdmin(_JobAdmin):
+class ContainerJobAdmin(JobPages, _JobAdmin):
     list_display = ("id", "label", "image", "status", "why", "exit_code", "priority", "slot_host", "last_change")
     list_display_links = ("id", "label")
     list_filter = ("status", "reason", "pinned_host")

@@ -10,6 +10,7 @@ from .capacity import Capacity
 from .claiming import before_in_line
 from .conf import get_settings
 from .models import LEASED, ContainerJob, DockerHost, Installation, Status
+from .types import Limits
 
 #: Jobs that are counted before another one; it takes milliseconds, however many more there are.
 MOST_BEFORE = 1000
@@ -25,8 +26,14 @@ class Outlook:
     capacity: Capacity
     #: By id.
     hosts: dict[int, DockerHost]
-    #: A pass is at work that keeps the slots full.
-    is_pass_at_work: bool
+    #: As last read from the Prefect tags.
+    limits: Limits
+    #: Until when the pass that keeps the slots full has said that it is at work.
+    work_until: datetime | None
+
+    @property
+    def is_pass_at_work(self) -> bool:
+        return self.work_until is not None and self.work_until > self.now
 
     @property
     def seen_at(self) -> datetime | None:
@@ -102,14 +109,15 @@ class Outlook:
 
 def look_ahead(capacity: Capacity) -> Outlook:
     """Two queries."""
-    at_work = Installation.objects.filter(pk=1).annotate(at=Now()).values_list("at", "work_until").first()
+    row = Installation.objects.filter(pk=1).annotate(at=Now()).first()
     # On a new database there is no row yet, and looking makes none.
-    now, work_until = at_work or (timezone.now(), None)
+    installation = row or Installation()
     return Outlook(
-        now=now,
+        now=row.at if row else timezone.now(),
         capacity=capacity,
         hosts=DockerHost.objects.in_bulk(),
-        is_pass_at_work=work_until is not None and work_until > now,
+        limits=installation.tag_limits,
+        work_until=installation.work_until,
     )
 
 
