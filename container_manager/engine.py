@@ -46,6 +46,8 @@ class Engine(Protocol):
 
     def read_log(self, container_id: str, stream: Stream, log: BoundedLog, seconds: float) -> None: ...
 
+    def read_end(self, container_id: str, stream: Stream, log: BoundedLog, lines: int, seconds: float) -> None: ...
+
     def follow_log(self, container_id: str, stream: Stream) -> LogFollow: ...
 
     def signal(self, container_id: str, name: Literal["SIGTERM", "SIGKILL"]) -> None: ...
@@ -166,18 +168,16 @@ class DockerEngine:
 
     def read_log(self, container_id: str, stream: Stream, log: BoundedLog, seconds: float) -> None:
         """Feed what was written to one stream, for at most `seconds`; an ended container's only."""
-        until = time.monotonic() + seconds
-        with translated("logs"):
-            chunks = self._client().logs(
-                container_id, stdout=stream == "stdout", stderr=stream == "stderr", stream=True, follow=False
-            )
-            # The stream inside: what wraps it takes a connection that breaks for the end of the log.
-            for chunk in chunks._stream:  # type: ignore[attr-defined]
-                log.feed(chunk)
-                if time.monotonic() >= until:
-                    log.cut_short(f"not read further: it took more than {seconds:g} s")
-                    chunks._response.close()  # type: ignore[attr-defined]
-                    return
+        self._feed(self._client(), container_id, stream, log, seconds)
+
+    def read_end(self, container_id: str, stream: Stream, log: BoundedLog, lines: int, seconds: float) -> None:
+        """Feed the last lines of one stream, also of a container that runs; no answer takes longer than `seconds`."""
+        # Own client: any other call is waited for for longer.
+        client = self._new_client(_BoundedClient, seconds)
+        try:
+            self._feed(client, container_id, stream, log, seconds, lines)
+        finally:
+            client.close()
 
     def follow_log(self, container_id: str, stream: Stream) -> LogFollow:
         """Blocks until the Engine answers, never for what the container has yet to write."""
@@ -230,6 +230,33 @@ class DockerEngine:
         client = self._new_client(docker.APIClient, self._timeout)
         with translated("events"):
             return DockerEndWatch(client, client.events(filters=filters, decode=True))
+
+    def _feed(
+        self,
+        client: docker.APIClient,
+        container_id: str,
+        stream: Stream,
+        log: BoundedLog,
+        seconds: float,
+        lines: int | Literal["all"] = "all",
+    ) -> None:
+        until = time.monotonic() + seconds
+        with translated("logs"):
+            chunks = client.logs(
+                container_id,
+                stdout=stream == "stdout",
+                stderr=stream == "stderr",
+                stream=True,
+                follow=False,
+                tail=lines,
+            )
+            # The stream inside: what wraps it takes a connection that breaks for the end of the log.
+            for chunk in chunks._stream:  # type: ignore[attr-defined]
+                log.feed(chunk)
+                if time.monotonic() >= until:
+                    log.cut_short(f"not read further: it took more than {seconds:g} s")
+                    chunks._response.close()  # type: ignore[attr-defined]
+                    return
 
     def _client(self) -> docker.APIClient:
         with self._lock:

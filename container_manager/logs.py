@@ -29,6 +29,12 @@ class BoundedLog:
         """Note that the stream went on, but was not read."""
         self._cut_because = why
 
+    def end(self) -> str:
+        """The last bytes alone, as text, from the beginning of a line if there is one in them."""
+        tail = bytes(self._tail[-self._tail_bytes :]) if self._tail_bytes else b""
+        text = _decode(_from_character(tail), is_cut=True).replace("\0", "\N{REPLACEMENT CHARACTER}")
+        return (text.partition("\n")[2] or text) if self._fed > len(tail) else text
+
     def text(self) -> str:
         """UTF-8 with what is no text replaced by U+FFFD, NUL too: PostgreSQL's text can't hold it."""
         tail = bytes(self._tail[-self._tail_bytes :]) if self._tail_bytes else b""

@@ -388,6 +388,24 @@ class ContainerJob(models.Model):
         return {"job": self.pk, "attempt": self.attempt, "host": host.name if host else ""}
 
 
+class WatchedLog(models.Model):
+    """That a page shows what a running job writes, and the end of it as a pass last read it."""
+
+    job = models.OneToOneField(ContainerJob, on_delete=models.CASCADE, primary_key=True, related_name="watched_log")
+    #: Each look at the page moves it on; what nobody wants any more is removed by a pass.
+    wanted_until = models.DateTimeField()
+    read_at = models.DateTimeField(null=True)
+    #: The attempt that wrote it.
+    attempt = models.PositiveIntegerField(default=0)
+    stdout = models.TextField(blank=True)
+    stderr = models.TextField(blank=True)
+    #: Why it could not be read.
+    error = models.TextField(blank=True)
+
+    def __str__(self) -> str:
+        return f"Log of job {self.job_id} as it runs"
+
+
 class JobAttempt(models.Model):
     """One try at running a job, written once, in the transaction that ends it."""
 

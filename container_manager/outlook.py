@@ -46,7 +46,7 @@ class Outlook:
         if self.is_pass_at_work:
             return "a pass is at work"
         if self.is_without_passes:
-            return f"no pass has been seen since {_clock(self.seen_at)}" if self.seen_at else "no pass was ever seen"
+            return f"no pass has been seen since {clock(self.seen_at)}" if self.seen_at else "no pass was ever seen"
         return "no pass is at work at this moment"
 
     @property
@@ -65,8 +65,8 @@ class Outlook:
                 return "not queued yet"
             case Status.SCHEDULED if job.scheduled_for and job.scheduled_for > self.now:
                 if job.last_error:
-                    return f"waits until {_clock(job.scheduled_for)} for its next try: {job.last_error}"
-                return f"scheduled for {_clock(job.scheduled_for)}"
+                    return f"waits until {clock(job.scheduled_for)} for its next try: {job.last_error}"
+                return f"scheduled for {clock(job.scheduled_for)}"
             case Status.SCHEDULED | Status.QUEUED:
                 place = self._place(job) if with_place and job.status == Status.QUEUED else ""
                 stopped = f"; {self.passes}" if self.is_without_passes else ""
@@ -100,7 +100,7 @@ class Outlook:
         where = f"{job.status} on host {host.name}" if host else str(job.status)
         if job.claimed_until is None or job.claimed_until > self.now:
             return f"{where}, by process {job.claimed_by}"
-        late = f"{where}; process {job.claimed_by} has not come back by {_clock(job.claimed_until)}: the next pass"
+        late = f"{where}; process {job.claimed_by} has not come back by {clock(job.claimed_until)}: the next pass"
         return f"{late} that reaches the host takes over{_seen(host) if host and host.last_error else ''}"
 
     def _expected(self) -> list[DockerHost]:
@@ -125,9 +125,10 @@ def _seen(host: DockerHost) -> str:
     """What is known of a host that is away; empty for any other."""
     if not host.last_error:
         return ""
-    since = f"not seen since {_clock(host.last_seen_at)}" if host.last_seen_at else "never seen"
+    since = f"not seen since {clock(host.last_seen_at)}" if host.last_seen_at else "never seen"
     return f", {since}: {host.last_error}"
 
 
-def _clock(at: datetime) -> str:
+def clock(at: datetime) -> str:
+    """A time as the sentences have it."""
     return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"

@@ -1,4 +1,4 @@
-"""The pages beside the admin's own: the queue at a glance."""
+"""The pages beside the admin's own: the queue at a glance, and what a job writes while it runs."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest
+from django.db import IntegrityError
+from django.db.models.functions import Right
+from django.http import Http404, HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 
-from .models import LEASED, ContainerJob, ContainerJobQuerySet, DockerHost, JobAttempt
-from .outlook import Outlook
+from .models import ALIVE, LEASED, ContainerJob, ContainerJobQuerySet, DockerHost, JobAttempt, Status, WatchedLog
+from .outlook import Outlook, clock
 from .queue import queue_manager
 from .types import HOST_TAG_PREFIX, JOB_TAG, QueueMetrics
+from .watching import END_BYTES, want
 
 if TYPE_CHECKING:
     _JobAdmin = admin.ModelAdmin[ContainerJob]
@@ -24,6 +27,8 @@ else:
 MOST_RUNNING, MOST_ENDED = 50, 20
 #: seconds; after which the dashboard asks for itself again.
 _DASHBOARD_SECONDS = 5
+#: seconds; after which the page of a log does, while its attempt lives.
+_LOG_SECONDS = 2
 
 
 class Figure(NamedTuple):
@@ -41,6 +46,15 @@ class HostLine(NamedTuple):
     closed: str
 
 
+class LogEnd(NamedTuple):
+    """The ends of both streams, and a sentence that says of when they are, or why there is nothing."""
+
+    words: str
+    attempt: int = 0
+    #: Name and text.
+    streams: tuple[tuple[str, str], ...] = ()
+
+
 class JobPages(_JobAdmin):
     """Views of a job's `ModelAdmin`, for whoever may see jobs. No page asks a host, and none has a script."""
 
@@ -48,6 +62,7 @@ class JobPages(_JobAdmin):
         view = self.admin_site.admin_view
         return [
             path("dashboard/", view(self.dashboard), name="container_manager_dashboard"),
+            path("<int:job_id>/log/", view(self.live_log), name="container_manager_live_log"),
             *super().get_urls(),
         ]
 
@@ -69,6 +84,21 @@ class JobPages(_JobAdmin):
             ended=_ended(),
         )
 
+    def live_log(self, request: HttpRequest, job_id: int) -> TemplateResponse:
+        """The end of what the living attempt has written, brought by the passes; of the last one that has ended, else.
+
+        To look at it is what lets the passes read it.
+        """
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        job = ContainerJob.objects.filter(pk=job_id).first()
+        if job is None:
+            raise Http404
+        is_alive, outlook = job.status in ALIVE, queue_manager.outlook()
+        log = _watched(job, outlook) if is_alive else _stored(job, outlook)
+        seconds = _LOG_SECONDS if is_alive else None
+        return self._page(request, "log.html", seconds, title=f"Log of job {job.pk}", job=job, log=log)
+
     def _page(self, request: HttpRequest, name: str, seconds: int | None, **context: Any) -> TemplateResponse:
         """`seconds`: after which it asks for itself again; by a header, which needs no script."""
         if not self.has_view_permission(request):
@@ -79,6 +109,36 @@ class JobPages(_JobAdmin):
             {**self.admin_site.each_context(request), "opts": self.opts, "seconds": seconds, **context},
             headers={} if seconds is None else {"Refresh": str(seconds)},
         )
+
+
+def _watched(job: ContainerJob, outlook: Outlook) -> LogEnd:
+    if job.status != Status.RUNNING:
+        return LogEnd(f"It does not run yet: {outlook.why(job)}.", job.attempt)
+    try:
+        want(job.pk)
+    except IntegrityError as e:
+        # Deleted at this very moment.
+        raise Http404 from e
+    log = WatchedLog.objects.filter(job=job, attempt=job.attempt).first()
+    if log is None or log.read_at is None:
+        host = outlook.hosts.get(job.slot_host_id or 0)
+        away = f"; host {host.name} is away: {host.last_error}" if host and host.last_error else ""
+        return LogEnd(f"Nothing yet: the next pass brings it; {outlook.passes}{away}.", job.attempt)
+    if log.error:
+        return LogEnd(f"The Engine did not give it at {clock(log.read_at)}: {log.error}", job.attempt)
+    words = f"Running; read at {clock(log.read_at)}, and again by each pass; {outlook.passes}."
+    return LogEnd(words, job.attempt, (("stdout", log.stdout), ("stderr", log.stderr)))
+
+
+def _stored(job: ContainerJob, outlook: Outlook) -> LogEnd:
+    attempts = JobAttempt.objects.filter(job=job).order_by("-number")
+    ends = attempts.annotate(stdout_end=Right("stdout", END_BYTES), stderr_end=Right("stderr", END_BYTES))
+    last = ends.values_list("number", "ended_at", "stdout_end", "stderr_end").first()
+    if last is None:
+        return LogEnd(f"It has not run: {outlook.why(job) or job.last_error or job.status}.")
+    number, ended_at, stdout, stderr = last
+    again = f" Of the job: {why}." if (why := outlook.why(job)) else ""
+    return LogEnd(f"Ended at {clock(ended_at)}.{again}", number, (("stdout", stdout), ("stderr", stderr)))
 
 
 def _figures(metrics: QueueMetrics) -> list[Figure]:

@@ -10,7 +10,7 @@ from . import shutdown
 from .collecting import collect
 from .conf import get_settings
 from .hosts import Hosts
-from .models import ENDED, ContainerJob, Installation, JobAttempt
+from .models import ENDED, ContainerJob, Installation, JobAttempt, WatchedLog
 from .observing import observe
 from .transitions import from_now
 from .types import PurgeReport
@@ -70,4 +70,5 @@ def _clear_logs(ids: list[int]) -> None:
 def _delete_jobs(ids: list[int]) -> None:
     # Not by the jobs' own cascade, which reads every row in full.
     JobAttempt.objects.filter(job__in=ids).delete()
+    WatchedLog.objects.filter(job__in=ids).delete()
     ContainerJob.objects.filter(pk__in=ids)._raw_delete(using=ContainerJob.objects.db)

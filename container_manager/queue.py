@@ -32,6 +32,7 @@ from .recovering import end_with_host, recover
 from .rounds import OnRound, Rounds
 from .transitions import locked, move, move_many, show
 from .types import BatchResult, EndedJob, Limits, LoopStats, PurgeReport, QueueMetrics
+from .watching import LogWatches
 
 #: seconds; a claim alone gives a promotion this long.
 _PROMOTE_SECONDS = 10
@@ -56,6 +57,7 @@ class QueueManager:
     def __init__(self, make_engine: MakeEngine = DockerEngine) -> None:
         self._hosts = Hosts(make_engine)
         self._pulls = Pulls()
+        self._watches = LogWatches()
         #: Held while one of several threads speaks to the hosts.
         self._one_at_a_time = threading.Lock()
 
@@ -262,7 +264,7 @@ class QueueManager:
         self, max_concurrent: int, timeout: float, launch: Launch | None, cancelled_runs: CancelledRuns | None
     ) -> Rounds:
         step = launch or self.launch_next_batch
-        return Rounds(self._hosts, self._pulls, lambda: step(max_concurrent, timeout), cancelled_runs)
+        return Rounds(self._hosts, self._pulls, self._watches, lambda: step(max_concurrent, timeout), cancelled_runs)
 
     def look_after(self, job: ContainerJob) -> list[EndedJob]:
         """Harvest, stop or recover one alive job, as a pass would."""

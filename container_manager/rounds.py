@@ -16,7 +16,7 @@ from .cancelling import CancelledRuns, cancel_with_runs
 from .collecting import collect
 from .enforcing import enforce
 from .harvesting import harvest
-from .hosts import Hosts
+from .hosts import Hosts, usable
 from .leases import WorkLease
 from .models import ContainerJob, Installation
 from .observing import observe
@@ -24,6 +24,7 @@ from .pulling import Pulls
 from .recovering import recover
 from .types import BatchResult, LoopStats, RoundReport
 from .wakeups import Wakeups, wakeups
+from .watching import LogWatches
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +51,16 @@ class Rounds:
     """The rounds of one process. `launch` is called once per round that has jobs ready."""
 
     def __init__(
-        self, hosts: Hosts, pulls: Pulls, launch: LaunchStep, cancelled_runs: CancelledRuns | None = None
+        self,
+        hosts: Hosts,
+        pulls: Pulls,
+        watches: LogWatches,
+        launch: LaunchStep,
+        cancelled_runs: CancelledRuns | None = None,
     ) -> None:
         self._hosts = hosts
         self._pulls = pulls
+        self._watches = watches
         self._launch = launch
         self._cancelled_runs = cancelled_runs
         self._is_stopping = shutdown.signal()
@@ -79,6 +86,9 @@ class Rounds:
         batch = BatchResult()
         if not self._is_stopping() and has_ready():
             batch = self._launch()
+        if not self._is_stopping():
+            # Last, so that it holds up nothing but itself.
+            self._watches.serve(usable(connections))
         # Read again: what was recovered may run. A row that is stuck before that keeps no pass waiting.
         self._running_after = len(view.running_ids) + batch.launched - len(batch.ended)
         return RoundReport(

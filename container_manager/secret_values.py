@@ -1,7 +1,10 @@
 """The values behind a job's secret references: resolved where the job is launched, and kept out of every text."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 from django.db import connections
 from django.utils.module_loading import import_string
@@ -9,6 +12,13 @@ from django.utils.module_loading import import_string
 from .conf import get_settings
 from .exceptions import SecretUnavailable
 from .types import is_clean
+
+logger = logging.getLogger(__name__)
+
+#: characters; a shorter line of a secret that has several is no secret.
+_SECRET_LENGTH = 6
+#: What a stream becomes that could not be masked.
+_WITHHELD = "[withheld: the job has secrets, and what they are can't be found out here]"
 
 
 def resolve(references: Mapping[str, str]) -> dict[str, str]:
@@ -49,3 +59,32 @@ def masked(text: str, values: Mapping[str, str]) -> str:
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, "***")
     return text
+
+
+class Masking:
+    """Puts stars for a job's secrets into what it writes."""
+
+    def __init__(self, references: dict[str, str]) -> None:
+        self._references = references
+
+    def mask(self, text: str) -> str:
+        if not text or not self._references:
+            return text
+        return masked(text, self._values) if self._values is not None else _WITHHELD
+
+    @property
+    def is_possible(self) -> bool:
+        return not self._references or self._values is not None
+
+    @cached_property
+    def _values(self) -> dict[str, str] | None:
+        # In a thread: what resolves them may use the database, and its thread's connections are closed after it.
+        with ThreadPoolExecutor(1) as executor:
+            try:
+                values = executor.submit(resolve, self._references).result()
+            except SecretUnavailable as e:
+                logger.warning("what the job writes is not shown: %s", e)
+                return None
+        # A key of many lines is written as lines.
+        lines = {line for value in values.values() for line in value.splitlines() if len(line) >= _SECRET_LENGTH}
+        return values | {line: line for line in lines}

@@ -1,30 +1,24 @@
 """To wait for one job: what it writes as it writes it, and how it ended."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Any
 
 from django.core.exceptions import ValidationError
 
-from . import secret_values
 from .conf import get_settings
 from .engine import Stream
-from .exceptions import ContainerManagerError, SecretUnavailable
+from .exceptions import ContainerManagerError
 from .following import LiveLog, Tell
 from .models import ALIVE, ENDED, ContainerJob, DockerHost, JobAttempt, Status
 from .policy import describe
 from .queue import QueueManager, queue_manager
+from .secret_values import Masking
 from .types import JobResult, JobSpec, RunSpec
 
 logger = logging.getLogger(__name__)
 
 #: characters of each stream in a result.
 TAIL_LENGTH = 2000
-#: characters; a shorter line of a secret that has several is no secret.
-_SECRET_LENGTH = 6
-#: What a stream becomes that could not be masked.
-_WITHHELD = "[withheld: the job has secrets, and what they are can't be found out here]"
 
 
 class JobRefused(ContainerManagerError):
@@ -95,7 +89,7 @@ class JobWatch:
         """`tell` takes what the container writes, in a thread of its own."""
         self.job = job
         self._queue = queue
-        self._masking = _Masking(job.secret_environment)
+        self._masking = Masking(job.secret_environment)
         self._tell: Tell = lambda lines: tell([line._replace(text=self._masking.mask(line.text)) for line in lines])
         self._seen: tuple[object, ...] = ()
         self._live: LiveLog | None = None
@@ -179,32 +173,3 @@ def _stored(attempt: JobAttempt) -> dict[Stream, str] | None:
     kept = settings.LOG_HEAD_BYTES + settings.LOG_TAIL_BYTES
     stored: dict[Stream, str] = {"stdout": attempt.stdout, "stderr": attempt.stderr}
     return stored if all(len(text.encode()) <= kept for text in stored.values()) else None
-
-
-class _Masking:
-    """Puts stars for a job's secrets into what it writes."""
-
-    def __init__(self, references: dict[str, str]) -> None:
-        self._references = references
-
-    def mask(self, text: str) -> str:
-        if not text or not self._references:
-            return text
-        return secret_values.masked(text, self._values) if self._values is not None else _WITHHELD
-
-    @property
-    def is_possible(self) -> bool:
-        return not self._references or self._values is not None
-
-    @cached_property
-    def _values(self) -> dict[str, str] | None:
-        # In a thread: what resolves them may use the database, and its thread's connections are closed after it.
-        with ThreadPoolExecutor(1) as executor:
-            try:
-                values = executor.submit(secret_values.resolve, self._references).result()
-            except SecretUnavailable as e:
-                logger.warning("what the job writes is not shown: %s", e)
-                return None
-        # A key of many lines is written as lines.
-        lines = {line for value in values.values() for line in value.splitlines() if len(line) >= _SECRET_LENGTH}
-        return values | {line: line for line in lines}

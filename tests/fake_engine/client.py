@@ -104,6 +104,10 @@ class FakeClient:
         data = self._call("read_log", container_id, lambda: getattr(self._engine.find(container_id), stream))
         log.feed(data)
 
+    def read_end(self, container_id: str, stream: Stream, log: BoundedLog, lines: int, seconds: float) -> None:
+        data = self._call("read_end", container_id, lambda: getattr(self._engine.find(container_id), stream))
+        log.feed(b"".join(data.splitlines(keepends=True)[-lines:]))
+
     def follow_log(self, container_id: str, stream: Stream) -> "FakeFollow":
         return self._call("follow_log", container_id, lambda: FakeFollow(self._engine.find(container_id), stream))
 

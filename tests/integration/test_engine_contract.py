@@ -89,6 +89,12 @@ def log_of(engine: Engine, container_id: str, stream: Stream = "stdout") -> str:
     return log.text()
 
 
+def end_of(engine: Engine, container_id: str, lines: int) -> str:
+    log = BoundedLog(0, 1000)
+    engine.read_end(container_id, "stdout", log, lines, 10)
+    return log.end()
+
+
 def test_an_engine_has_an_id_that_stays(contract: Engine) -> None:
     assert contract.identify()
     assert contract.identify() == contract.identify()
@@ -102,6 +108,15 @@ def test_a_created_container_has_not_run(contract: Engine, instance: str) -> Non
     assert (seen.container_id, seen.state, seen.token) == (container_id, "created", "ours")
     assert (seen.has_run, seen.has_ended, seen.started_at, seen.finished_at) == (False, False, None, None)
     assert log_of(contract, container_id) == ""
+
+
+def test_the_end_of_a_running_containers_log_is_read(contract: Engine, instance: str) -> None:
+    container_id = started(contract, instance, command=UP)
+
+    wait_until(lambda: end_of(contract, container_id, 10) == "up\n")
+    assert end_of(contract, container_id, 1) == "up\n"
+    with pytest.raises(ContainerGone):
+        end_of(contract, GONE, 1)
 
 
 def test_a_name_is_given_once(contract: Engine, instance: str) -> None:
