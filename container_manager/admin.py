@@ -100,6 +100,9 @@ class ContainerJobAdmin(JobPages, _JobAdmin):
     inlines = (JobAttemptInline,)
     actions = ("queue_jobs", "cancel_jobs", "retry_jobs")
 
+    class Media:
+        css = {"all": ["container_manager/pages.css"]}
+
     def get_fieldsets(self, request: HttpRequest, obj: ContainerJob | None = None) -> Any:
         spec = [
             ("What runs", {"fields": _BASICS}),

@@ -126,7 +126,7 @@ def _watched(job: ContainerJob, outlook: Outlook) -> LogEnd:
         return LogEnd(f"Nothing yet: the next pass brings it; {outlook.passes}{away}.", job.attempt)
     if log.error:
         return LogEnd(f"The Engine did not give it at {clock(log.read_at)}: {log.error}", job.attempt)
-    words = f"Running; read at {clock(log.read_at)}, and again by each pass; {outlook.passes}."
+    words = f"Read at {clock(log.read_at)}, and again by each pass; {outlook.passes}."
     return LogEnd(words, job.attempt, (("stdout", log.stdout), ("stderr", log.stderr)))
 
 
