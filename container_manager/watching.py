@@ -81,8 +81,7 @@ class LogWatches:
         try:
             wanted = _wanted()
             if wanted:
-                self._begin(wanted, connections)
-                wait([read.ends for read in self._reads.values()], timeout=_ROUND_SECONDS)
+                wait([read.ends for read in self._begin(wanted, connections)], timeout=_ROUND_SECONDS)
             else:
                 self._maskings.clear()
             self._write()
@@ -90,7 +89,9 @@ class LogWatches:
             # What the round did is told in any case; the next one meets the error again.
             logger.info("no log was written for a page: %s", e)
 
-    def _begin(self, wanted: list[int], connections: Mapping[int, HostConnection]) -> None:
+    def _begin(self, wanted: list[int], connections: Mapping[int, HostConnection]) -> list[_Read]:
+        """One that has hung since an earlier round is not begun again."""
+        begun: list[_Read] = []
         running = ContainerJob.objects.running().filter(pk__in=wanted, slot_host__in=list(connections))
         jobs = {job.pk: job for job in running.only("attempt", "container_id", "slot_host_id", "secret_environment")}
         attempts = {(job.pk, job.attempt) for job in jobs.values()}
@@ -99,17 +100,19 @@ class LogWatches:
             job = jobs[job_id]
             masking = self._maskings.setdefault((job_id, job.attempt), Masking(job.secret_environment))
             read = self._reads[job_id] = _Read(job.attempt)
+            begun.append(read)
             what = (connections[job.slot_host_id or 0], job.container_id or "", masking)
             # A thread of its own: those of the host are for what must not wait.
             threading.Thread(target=read.run, args=what, daemon=True).start()
+        return begun
 
     def _write(self) -> None:
         for job_id, read in list(self._reads.items()):
             if not read.ends.done():
                 if read.is_lost:
-                    del self._reads[job_id]
+                    self._reads.pop(job_id, None)
                 continue
-            del self._reads[job_id]
+            self._reads.pop(job_id, None)
             error = read.ends.exception()
             told: dict[Stream, str] = {} if error else read.ends.result()
             why = str(error) if isinstance(error, EngineError) else type(error).__name__ if error else ""

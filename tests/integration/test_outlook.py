@@ -11,8 +11,10 @@ from django.utils.timezone import localtime, now
 from container_manager.claiming import claim
 from container_manager.leases import WorkLease
 from container_manager.models import ALIVE, ENDED, ContainerJob, DockerHost, Installation, Status
+from container_manager.outlook import MOST_BEFORE
 from container_manager.queue import QueueManager
 from container_manager.types import Limits
+from tests.benchmarks import rows
 
 READY = "ready: the next pass takes it, unless its own max_concurrent is reached"
 
@@ -140,6 +142,14 @@ def test_the_place_in_line_is_the_claims_order(host: DockerHost, manager: QueueM
     for pk, words in told.items():
         place = order.index(pk)
         assert words == ("first in line" if not place else f"{place} job{'' if place == 1 else 's'} before it")
+
+
+def test_a_long_line_is_counted_no_further_than_it_matters(host: DockerHost, manager: QueueManager) -> None:
+    rows.copies(MOST_BEFORE + 5, status="'queued'", queued_at=rows.moment("-n"))
+
+    told = manager.why_waiting(in_status(Status.QUEUED))
+
+    assert told.startswith(f"at least {MOST_BEFORE} jobs before it; ")
 
 
 def test_jobs_that_are_pinned_elsewhere_stand_in_another_line(host: DockerHost, manager: QueueManager) -> None:
