@@ -101,6 +101,8 @@ class Settings(BaseModel):
     SECRET_RESOLVER: str | None = None
     #: str, "". The site's address, such as `https://jobs.example`, for links to a job's page.
     SITE_URL: str = ""
+    #: str, "". The address of Prefect's pages, such as `http://127.0.0.1:4200/v2`, for links to the run of a job.
+    PREFECT_UI_URL: str = ""
     #: int, 14 and 90. Retention of logs and of ended jobs; 0: until the next purge.
     KEEP_LOGS_DAYS: int = Field(default=14, ge=0)
     KEEP_JOBS_DAYS: int = Field(default=90, ge=0)

@@ -1,4 +1,4 @@
-"""What the tests run on: both databases, a real Engine, a real Prefect server.
+"""What the tests run on: both databases, a real Engine, a real Prefect server, a real browser.
 
 A part that is missing skips its tests, and with `--strict-parts` fails them.
 """
@@ -54,7 +54,9 @@ IMAGE = "busybox:latest"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--strict-parts", action="store_true", help="fail, not skip, where an Engine or a PostgreSQL is missing"
+        "--strict-parts",
+        action="store_true",
+        help="fail, not skip, where an Engine, a PostgreSQL or a Chromium is missing",
     )
 
 
@@ -173,14 +175,23 @@ def manager() -> QueueManager:
     return QueueManager()
 
 
+#: How a Prefect server keeps the slots of tags, as `pyproject.toml` has it for those that are started in a checkout.
+TAG_SLOTS = {
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_TASKS_TAG_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+}
+
+
 class PrefectServer:
     """A real one on a free port, which may be stopped and started."""
 
     def __init__(self, home: Path, env: Mapping[str, str]) -> None:
         """`home`: where it keeps its things; `env`: the rest of its environment."""
         self._log, self._port = home / "server.log", free_port()
-        self._home, self._env = home, {**env, "PREFECT_HOME": str(home)}
-        self.url = f"http://127.0.0.1:{self._port}/api"
+        self.pages = f"http://127.0.0.1:{self._port}"
+        self.url = f"{self.pages}/api"
+        # Its pages ask at port 4200 unless they are told otherwise.
+        self._home, self._env = home, {**env, "PREFECT_HOME": str(home), "PREFECT_UI_API_URL": self.url}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -216,12 +227,7 @@ class PrefectServer:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API's URL of a real Prefect server, with a home of its own."""
-    leases = "prefect.server.concurrency.lease_storage.filesystem"
-    slots = {
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases,
-        "PREFECT_SERVER_TASKS_TAG_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
-    }
-    server = PrefectServer(tmp_path_factory.mktemp("prefect"), os.environ | slots)
+    server = PrefectServer(tmp_path_factory.mktemp("prefect"), os.environ | TAG_SLOTS)
     try:
         server.start()
         yield server.url

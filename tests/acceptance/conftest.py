@@ -156,6 +156,18 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
+def new_database(server: str, name: str) -> Iterator[str]:
+    """The address of a new database at this PostgreSQL server, for as long as the context lasts."""
+    name = f"container_manager_{name}_{os.getpid()}"
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        try:
+            yield urlsplit(server)._replace(path=f"/{name}").geturl()
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
 def connected(url: str, blocker: Any) -> Iterator[None]:
     """Let this process's models be those of the site."""
     connections.settings["site"] = connections.configure_settings({"default": database_from_url(url)})["default"]
@@ -219,17 +231,11 @@ def postgres_site(
     server = os.environ.get("TEST_POSTGRES_URL")
     if not server:
         missing(request.config, "PostgreSQL (TEST_POSTGRES_URL)")
-    name = f"container_manager_command_{os.getpid()}"
-    url = urlsplit(str(server))._replace(path=f"/{name}").geturl()
     env = environment(PREFECT_HOME=str(prefect_home))
-    with psycopg.connect(str(server), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        try:
-            migrate(url, env)
-            with connected(url, django_db_blocker), installed(url, env, tmp_path, engine) as site:
-                yield site
-        finally:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(str(server), "command") as url:
+        migrate(url, env)
+        with connected(url, django_db_blocker), installed(url, env, tmp_path, engine) as site:
+            yield site
 
 
 @pytest.fixture(params=["site", "postgres_site"])

@@ -1,0 +1,99 @@
+"""What a person does on Prefect's pages, by the words that are written there."""
+
+from playwright.sync_api import Locator, Page, expect
+
+
+class PrefectPages:
+    def __init__(self, page: Page, address: str) -> None:
+        """`address`: where the server answers, which by itself leads to the newest pages it has."""
+        self.page, self._address = page, address
+
+    def open(self, path: str = "") -> None:
+        self.page.goto(f"{self._address}/v2/{path}" if path else self._address)
+
+    @property
+    def main(self) -> Locator:
+        return self.page.get_by_role("main")
+
+    def row(self, text: str) -> Locator:
+        return self.page.get_by_role("row").filter(has_text=text)
+
+    def open_deployment(self, flow: str) -> None:
+        self.open("deployments")
+        self.row(flow).get_by_role("link").first.click()
+        expect(self.main.get_by_role("button", name="Run", exact=True)).to_be_visible()
+
+    def open_run_form(self, flow: str) -> None:
+        self.open_deployment(flow)
+        self.main.get_by_role("button", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Custom run").click()
+
+    def field(self, label: str) -> Locator:
+        """Where a parameter of this label is filled in; those that may be left out are labelled so."""
+        described = self.main.get_by_text(label, exact=True).or_(
+            self.main.get_by_text(f"{label} (Optional)", exact=True)
+        )
+        return described.locator("xpath=following::fieldset[1]")
+
+    def fill(self, label: str, value: str) -> None:
+        self.field(label).locator("input, textarea").fill(value)
+
+    def fill_list(self, label: str, values: list[str]) -> None:
+        field = self.field(label)
+        for number, value in enumerate(values):
+            field.get_by_role("button", name="Add item").click()
+            field.get_by_role("textbox").nth(number).fill(value)
+
+    def submit(self) -> None:
+        """The form; what follows is the page of the run."""
+        self.page.get_by_role("button", name="Submit").click()
+        self.page.get_by_role("button", name="View run").click()
+
+    def run(self, image: str, *command: str, name: str = "") -> None:
+        """A container, by the form of `run-container-job`."""
+        self.open_run_form("run-container-job")
+        self.fill("Image", image)
+        self.fill_list("Command", list(command))
+        self.fill("Name", name)
+        self.submit()
+
+    def expect_state(self, name: str) -> None:
+        """Of the run whose page is shown; it looks again every few seconds."""
+        expect(self.main.get_by_text(name, exact=True).first).to_be_visible()
+
+    @property
+    def log(self) -> Locator:
+        return self.main.get_by_role("log")
+
+    def log_line(self, text: str) -> Locator:
+        return self.log.get_by_role("listitem").filter(has=self.page.get_by_text(text, exact=True))
+
+    def expect_message(self, text: str) -> str:
+        """What the run's state says, which has this in it."""
+        self.main.get_by_role("tab", name="Details").click()
+        message = self.main.get_by_text("State Message", exact=True).locator("xpath=following-sibling::*[1]")
+        expect(message).to_contain_text(text)
+        return message.inner_text()
+
+    def choose(self, area: Locator, action: str) -> None:
+        """What is behind the dots."""
+        area.get_by_role("button", name="Open menu").click()
+        self.page.get_by_role("menuitem", name=action, exact=True).click()
+
+    def cancel_run(self) -> None:
+        self.choose(self.main, "Cancel")
+        self.page.get_by_role("alertdialog").get_by_role("button", name="Cancel Flow Run").click()
+
+    def set_limit(self, tag: str, limit: int) -> None:
+        self.open("concurrency-limits")
+        row = self.row(f"tag:{tag}")
+        self.choose(row, "Edit")
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_label("Concurrency Limit").fill(str(limit))
+        dialog.get_by_role("button", name="Update").click()
+        expect(row.get_by_role("cell", name=str(limit), exact=True).first).to_be_visible()
+
+    @property
+    def schedule(self) -> Locator:
+        """The switch of the schedule of the deployment whose page is shown."""
+        return self.page.get_by_role("switch", name="toggle Every")
