@@ -3,9 +3,10 @@
 import logging
 from typing import Any
 
+import pydantic
 from django.core.exceptions import ValidationError
 
-from .conf import get_settings
+from .conf import describe_problems, get_settings
 from .engine import Stream
 from .exceptions import ContainerManagerError
 from .following import LiveLog, Tell
@@ -52,8 +53,9 @@ def describe_result(result: JobResult) -> str:
     return f"job {result.job_id} {result.status}{where}{what}"
 
 
-def queue_spec(spec: RunSpec, *, flow_run_id: str | None = None, created_by: str = "") -> ContainerJob:
-    """Queue a job for this spec. Raises `JobRefused`, with each field and what is wrong with it."""
+def queue_spec(spec: RunSpec | dict[str, Any], *, flow_run_id: str | None = None, created_by: str = "") -> ContainerJob:
+    """Queue a job for this spec. Raises `JobRefused`: one line, with each field and what is wrong with it."""
+    spec = _read(spec)
     try:
         host = _host(spec.host)
         fields = {name: getattr(spec, name) for name in JobSpec.model_fields}
@@ -70,6 +72,13 @@ def retry_for(job: ContainerJob, flow_run_id: str) -> None:
         queue_manager.retry_job(job, flow_run_id=flow_run_id)
     except ValidationError as e:
         raise JobRefused(f"the job is refused: {describe(e)}") from e
+
+
+def _read(spec: RunSpec | dict[str, Any]) -> RunSpec:
+    try:
+        return RunSpec.model_validate(spec)
+    except pydantic.ValidationError as e:
+        raise JobRefused(f"the job is refused: {'; '.join(describe_problems(e))}") from e
 
 
 def _host(name: str) -> DockerHost | None:

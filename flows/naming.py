@@ -24,8 +24,9 @@ def jobs_name() -> str:
 def job_run_name() -> str:
     """`nightly-report, 2024-05-17 14:03:11`: of `run-container-job`, by its job's name or image."""
     spec = (flow_run.parameters or {}).get("spec")
-    fields = spec if isinstance(spec, dict) else vars(spec)
-    return f"{fields.get('name') or fields.get('image')}, {_now()}"
+    # Whatever it is: what is wrong with it is told when the run has begun.
+    fields = spec if isinstance(spec, dict) else getattr(spec, "__dict__", {})
+    return f"{fields.get('name') or fields.get('image') or 'container'}, {_now()}"
 
 
 def _now() -> str:

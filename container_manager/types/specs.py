@@ -4,7 +4,7 @@ import re
 import shlex
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from .. import images
 from .values import Frozen, Text
@@ -102,8 +102,16 @@ class MountSpec(Frozen):
         return self
 
 
+def _number_fields(schema: dict[str, Any]) -> None:
+    """Prefect draws a form by these numbers; the order of a schema's keys gets lost in its database."""
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
+
+
 class ContainerSpec(Frozen):
     """What runs: an image, its arguments and its limits. Everything that is not named here is denied."""
+
+    model_config = ConfigDict(json_schema_extra=_number_fields)
 
     image: Text = Field(
         description="What runs, such as `busybox` or `registry.example/team/report:1.4`. It needs nothing inside.",

@@ -279,26 +279,23 @@ def test_many_steps_of_a_flow_keep_to_the_tags_limit(database: str, count: int, 
         ({"host": "elsewhere"}, "host: elsewhere: no such host; there are: local"),
         ({"secret_environment": {"TOKEN": "a"}}, "secret_environment: needs the setting SECRET_RESOLVER"),
         ({"mounts": [{"type": "bind", "source": "/etc", "target": "/etc"}]}, "mounts: /etc is not below"),
+        ({"image": "Busy Box"}, "the job is refused: image: must be an image reference such as"),
+        (
+            {"priority": 500, "cpus": 1},
+            "priority: Input should be less than or equal to 100; cpus: Extra inputs are not",
+        ),
+        ({"privileged": True}, "the job is refused: `privileged` is denied"),
+        ({"devices": []}, "the job is refused: `devices` is denied"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
 @on_postgres
 def test_a_run_is_refused_what_is_not_allowed(database: str, fields: dict[str, Any], complaint: str) -> None:
-    state = run_container_job(spec("true", **fields), return_state=True)
+    state = run_container_job({"image": "busybox"} | fields, return_state=True)
 
     with pytest.raises(JobRefused, match=re.escape(complaint)):
         state.result()
-    assert (state.type.value, state.name, ContainerJob.objects.count()) == ("FAILED", "Refused", 0)
-
-
-@on_postgres
-@pytest.mark.parametrize("option", ["privileged", "devices", "pid_mode"])
-def test_a_run_knows_no_option_that_is_denied(database: str, option: str) -> None:
-    state = run_container_job({"image": "busybox", option: "host"}, return_state=True)
-
-    assert state.type.value == "FAILED"
-    assert f"`{option}` is denied" in state.message
-    assert not ContainerJob.objects.exists()
+    assert (state.name, "\n" in state.message, ContainerJob.objects.count()) == ("Failed", False, 0)
 
 
 @pytest.fixture
