@@ -1,6 +1,7 @@
 """The pages: what is queued, what ran and what it wrote, and the verbs of the queue as actions."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from django.db import models, transaction
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import URLPattern, path, reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
+from .conf import get_settings
 from .exceptions import ContainerManagerError
 from .models import WAITING, ContainerJob, DockerHost, JobAttempt, Status
 from .outlook import Outlook
@@ -41,11 +44,11 @@ _LIMITS = ("memory_limit_mib", "cpu_limit", "max_retries", "retry_exit_codes", "
 _ADVANCED = tuple(field for field in JobSpec.model_fields if field not in _BASICS + _LIMITS)
 _STATE = (
     "status", "waits_for", "reason", "exit_code", "oom_killed", "last_error", "slot_host", "queued_at", "scheduled_for",
-    "launched_at", "finished_at", "retry_count", "cancel_requested_at", "created_by", "created_at",
+    "launched_at", "finished_at", "retry_count", "cancel_requested_at", "flow_run", "created_by", "created_at",
 )  # fmt: skip
 _INTERNALS = (
     "attempt", "launch_tries", "container_id", "deadline_at", "stop_requested_at", "stop_reason", "claimed_by",
-    "claimed_until", "missing_at", "pulled_host", "pull_error", "flow_run_id", "updated_at",
+    "claimed_until", "missing_at", "pulled_host", "pull_error", "updated_at",
 )  # fmt: skip
 
 
@@ -78,7 +81,9 @@ class JobAttemptInline(_AttemptInline):
     def _end(self, attempt: JobAttempt, stream: str) -> SafeString | str:
         text: str = getattr(attempt, stream)
         if not text:
-            return "-"
+            days = get_settings().KEEP_LOGS_DAYS
+            is_old = attempt.ended_at < timezone.now() - timedelta(days=days)
+            return f"nothing, or purged: logs are kept for {days} days (KEEP_LOGS_DAYS)" if is_old else "-"
         url = reverse("admin:container_manager_log", args=(attempt.job_id, attempt.number, stream))
         cut = "" if len(text) <= _SHOWN else f"the last {_SHOWN} of {len(text)} characters; "
         return format_html(
@@ -160,6 +165,13 @@ class ContainerJobAdmin(JobPages, _JobAdmin):
     @admin.display(description="since", ordering="updated_at")
     def last_change(self, job: ContainerJob) -> Any:
         return job.finished_at or job.launched_at or job.queued_at or job.updated_at
+
+    @admin.display(description="flow run that waits")
+    def flow_run(self, job: ContainerJob) -> SafeString | str:
+        pages = get_settings().PREFECT_UI_URL.rstrip("/")
+        if not job.flow_run_id or not pages:
+            return job.flow_run_id or "-"
+        return format_html('<a href="{}/runs/flow-run/{}">{}</a>', pages, job.flow_run_id, job.flow_run_id)
 
     def save_model(self, request: HttpRequest, obj: ContainerJob, form: Any, change: bool) -> None:
         if not change:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urljoin
 from urllib.request import urlopen
 
 from django.contrib.auth import get_user_model
@@ -98,10 +99,14 @@ class FirstLook:
         if self._prefect_port is not None:
             self._start_prefect(self._prefect_port)
         _say(f"Prefect      {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
-        settings = {"SITE_URL": self._site} | json.loads(os.environ.get("CONTAINER_MANAGER") or "{}")
-        deployments = self._add("deployments", "-m", "deployments", CONTAINER_MANAGER=json.dumps(settings))
+        pages = _prefect_pages(os.environ["PREFECT_API_URL"].removesuffix("/api"))
+        addresses = {"SITE_URL": self._site, "PREFECT_UI_URL": pages}
+        os.environ["CONTAINER_MANAGER"] = json.dumps(
+            addresses | json.loads(os.environ.get("CONTAINER_MANAGER") or "{}")
+        )
+        deployments = self._add("deployments", "-m", "deployments")
         self._wait_until(lambda: deployments.has_said("serving "))
-        _say(f"deployments  {os.environ['PREFECT_API_URL'].removesuffix('/api')}/deployments")
+        _say(f"deployments  {pages}/deployments")
         self._add("site", "manage.py", "runserver", "--noreload", self._site.removeprefix("http://"))
         self._wait_until(lambda: _answers(f"{self._site}/admin/login/"))
         _say(f"site         {self._site}/admin/  {_see_to_admin()}")
@@ -171,6 +176,14 @@ def _answers(url: str) -> bool:
     with suppress(OSError), urlopen(url, timeout=5) as answer:  # noqa: S310 (our own address)
         return bool(answer.status == 200)
     return False
+
+
+def _prefect_pages(server: str) -> str:
+    """Where the pages are that a server leads to: it may have older ones, too, at the addresses without a prefix."""
+    with suppress(OSError, ValueError), urlopen(f"{server}/ui-settings", timeout=5) as answer:  # noqa: S310 (as above)
+        settings: dict[str, str | None] = json.load(answer)
+        return urljoin(server, settings.get(f"{settings.get('default_ui')}_base_url") or "").rstrip("/")
+    return server
 
 
 def _see_to_admin() -> str:

@@ -80,7 +80,7 @@ def test_it_starts_all_three_names_where_they_are_and_stops_them_together(
         again.send(signal.SIGTERM)
         again.process.wait(120)
 
-    urls = [f"Prefect      {prefect}", f"deployments  {prefect}/deployments", f"site         {site}/admin/"]
+    urls = [f"Prefect      {prefect}", f"deployments  {prefect}/v2/deployments", f"site         {site}/admin/"]
     assert [line for line in lines if line.startswith(tuple(urls))] == [*lines[-4:-1]], lines
     assert (pages.status_code, "Container jobs" in pages.text) == (200, True)
     assert {"scheduled", "on-demand"} <= {deployment["name"] for deployment in deployments}
