@@ -12,8 +12,10 @@ from typing import Any
 import docker
 import pytest
 import requests
+from django.conf.global_settings import PASSWORD_HASHERS
 from django.contrib.auth.models import User
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from django.test import override_settings
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -53,14 +55,25 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
         # It keeps a loop in this thread, where Django would refuse to ask the database.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-        yield playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def person(browser: Browser, site: Site) -> Iterator[BrowserContext]:
+    """What a browser keeps for a person: files, logins."""
+    address = json.loads(site.env["CONTAINER_MANAGER"])["SITE_URL"]
+    with browser.new_context(base_url=address, viewport={"width": 1400, "height": 1000}) as person:
+        person.set_default_timeout(PATIENCE_SECONDS * 1000)
+        yield person
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with browser.new_context(viewport={"width": 1400, "height": 1000}) as context:
-        context.set_default_timeout(PATIENCE_SECONDS * 1000)
-        yield context.new_page()
+def page(person: BrowserContext) -> Iterator[Page]:
+    page = person.new_page()
+    yield page
+    page.close()
 
 
 @pytest.fixture
@@ -75,6 +88,20 @@ def keep(request: pytest.FixtureRequest, page: Page, tmp_path: Path) -> Iterator
     keep(request.node.name)
 
 
+def make_user(name: str, **fields: bool) -> User:
+    """With a password that the site takes, which keeps them as Django does, not as the tests do."""
+    with override_settings(PASSWORD_HASHERS=PASSWORD_HASHERS):
+        return User.objects.create_user(name, password=PASSWORD, is_staff=True, **fields)
+
+
+def log_in(page: Page, name: str = "admin") -> None:
+    """On the site, which asks who it is."""
+    page.get_by_label("Username").fill(name)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("button", name="Log out")).to_be_visible()
+
+
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """A server that is started by who needs it."""
@@ -82,7 +109,9 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]
     with some_database("prefect", home) as url:
         # By default it is SQLite in its home.
         database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url.replace("postgres:", "postgresql+asyncpg:", 1)}
-        server = PrefectServer(home, environment(**TAG_SLOTS, **(database if "postgres" in url else {})))
+        # It takes a minute otherwise until a schedule that was resumed begins a run.
+        soon = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
+        server = PrefectServer(home, environment(**TAG_SLOTS, **soon, **(database if "postgres" in url else {})))
         try:
             yield server
         finally:
@@ -91,12 +120,14 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]
 
 @pytest.fixture(scope="module")
 def site(
+    browser: Browser,
     tmp_path_factory: pytest.TempPathFactory,
     engine: docker.DockerClient,
     prefect: PrefectServer,
     django_db_blocker: Any,
 ) -> Iterator[Site]:
-    """One for all tests of a file, with its pages served."""
+    """One for all tests of a file, with its pages served. The browser comes first: beside its loop Django has
+    connections of their own."""
     folder = tmp_path_factory.mktemp("site")
     address = f"127.0.0.1:{free_port()}"
     settings = {
@@ -115,7 +146,7 @@ def site(
     with some_database("site", folder) as url:
         migrate(url, env)
         with connected(url, django_db_blocker), installed(url, env, folder, engine) as site:
-            User.objects.create_superuser("admin", password=PASSWORD)
+            make_user("admin", is_superuser=True)
             site.start(program=[*MANAGE, "runserver", "--noreload", address])
             wait_until(lambda: answers(f"http://{address}/admin/login/"))
             yield site

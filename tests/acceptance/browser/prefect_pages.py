@@ -57,6 +57,26 @@ class PrefectPages:
         self.fill("Name", name)
         self.submit()
 
+    def open_run(self, flow_run_id: object) -> None:
+        self.open(f"runs/flow-run/{flow_run_id}")
+
+    def open_runs(self, state: str = "") -> None:
+        """All of the last week, or those in the state of this name."""
+        self.open("runs")
+        if state:
+            self.main.get_by_role("button", name="All run states").click()
+            self.page.get_by_role("menuitem", name=state, exact=True).click()
+            self.page.keyboard.press("Escape")
+
+    def listed(self, *texts: str) -> Locator:
+        """The entries of a list of runs that have all of these in them."""
+        entries = (
+            self.main.get_by_role("tabpanel").get_by_role("listitem").filter(has=self.page.get_by_role("navigation"))
+        )
+        for text in texts:
+            entries = entries.filter(has=self.page.get_by_text(text))
+        return entries
+
     def expect_state(self, name: str) -> None:
         """Of the run whose page is shown; it looks again every few seconds."""
         expect(self.main.get_by_text(name, exact=True).first).to_be_visible()
@@ -93,7 +113,9 @@ class PrefectPages:
         dialog.get_by_role("button", name="Update").click()
         expect(row.get_by_role("cell", name=str(limit), exact=True).first).to_be_visible()
 
-    @property
-    def schedule(self) -> Locator:
-        """The switch of the schedule of the deployment whose page is shown."""
-        return self.page.get_by_role("switch", name="toggle Every")
+    def switch_schedule(self, *, on: bool) -> None:
+        """Of the deployment whose page is shown."""
+        switch = self.page.get_by_role("switch", name="toggle Every")
+        expect(switch).to_be_checked(checked=not on)
+        switch.click()
+        expect(switch).to_be_checked(checked=on)
