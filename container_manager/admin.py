@@ -166,7 +166,7 @@ class ContainerJobAdmin(JobPages, _JobAdmin):
     def last_change(self, job: ContainerJob) -> Any:
         return job.finished_at or job.launched_at or job.queued_at or job.updated_at
 
-    @admin.display(description="flow run that waits")
+    @admin.display(description="flow run")
     def flow_run(self, job: ContainerJob) -> SafeString | str:
         pages = get_settings().PREFECT_UI_URL.rstrip("/")
         if not job.flow_run_id or not pages:

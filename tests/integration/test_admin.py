@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from html import unescape
 from typing import Any
 
@@ -254,6 +255,38 @@ def test_foreign_text_is_shown_and_not_run(client: Client, host: DockerHost) -> 
 
     assert [FOREIGN in text for text in texts] == [False] * 4
     assert [unescape(text).count(FOREIGN) > 0 for text in texts] == [True] * 4
+
+
+@pytest.mark.parametrize(("days", "told"), [(13, False), (15, True)])
+def test_where_an_old_log_is_empty_it_is_told_that_it_may_have_been_purged(
+    client: Client, days: int, told: bool
+) -> None:
+    job = in_status(Status.COMPLETED)
+    attempt = JobAttempt.objects.create(job=job, number=1, host_name="a", stdout="out")
+    JobAttempt.objects.filter(pk=attempt.pk).update(ended_at=now() - timedelta(days=days))
+
+    page = client.get(url("change", JOBS, job.pk)).content.decode()
+
+    assert page.count("nothing, or purged: logs are kept for 14 days (KEEP_LOGS_DAYS)") == told
+
+
+@pytest.mark.parametrize(
+    ("pages", "flow_run_id", "shown"),
+    [
+        ("https://prefect.example/v2/", "1-2", '<a href="https://prefect.example/v2/runs/flow-run/1-2">1-2</a>'),
+        ("", "1-2", "1-2"),
+        ("https://prefect.example", None, "-"),
+    ],
+)
+def test_a_job_leads_to_the_flow_run_that_waits_for_it(
+    client: Client, settings: Any, pages: str, flow_run_id: str | None, shown: str
+) -> None:
+    settings.CONTAINER_MANAGER = {"PREFECT_UI_URL": pages}
+    job = in_status(Status.RUNNING, DockerHost.objects.create(name="a"), flow_run_id=flow_run_id)
+
+    page = client.get(url("change", JOBS, job.pk)).content.decode()
+
+    assert f'<div class="readonly">{shown}</div>' in page.split("field-flow_run")[1].split("field-created_by")[0]
 
 
 @pytest.mark.parametrize("page", [JOBS, HOSTS])

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import docker
 import pytest
@@ -33,6 +34,12 @@ def container_of(name: str, engine: docker.DockerClient) -> Container:
     return engine.containers.get(str(ContainerJob.objects.get(name=name).container_id))
 
 
+def begun(api: SyncPrefectClient, **spec: object) -> UUID:
+    """A flow run of `run-container-job`, for what is not about its form."""
+    deployment = api.read_deployment_by_name("run-container-job/on-demand")
+    return api.create_flow_run_from_deployment(deployment.id, parameters={"spec": {"image": "busybox"} | spec}).id
+
+
 def test_the_deployments_are_all_there_and_say_when_they_run(prefect_pages: PrefectPages, keep: Keep) -> None:
     prefect_pages.open()
     prefect_pages.page.get_by_role("link", name="Deployments").click()
@@ -58,9 +65,9 @@ def test_a_container_is_run_by_the_form_and_watched_in_the_log(
 
 
 def test_a_run_that_is_cancelled_stops_its_container(
-    prefect_pages: PrefectPages, keep: Keep, engine: docker.DockerClient
+    prefect_pages: PrefectPages, keep: Keep, engine: docker.DockerClient, api: SyncPrefectClient
 ) -> None:
-    prefect_pages.run("busybox", "sleep", "1000", name="endless")
+    prefect_pages.open_run(begun(api, name="endless", command=["sleep", "1000"]))
     expect(prefect_pages.log).to_contain_text("is running on host local")
     container = container_of("endless", engine)
 
@@ -182,18 +189,15 @@ def test_runs_have_names_for_people_and_idle_passes_are_told_apart(
 def test_a_run_leads_to_its_job_and_the_job_back_to_its_run(
     prefect_pages: PrefectPages, keep: Keep, api: SyncPrefectClient
 ) -> None:
-    deployment = api.read_deployment_by_name("run-container-job/on-demand")
-    run = api.create_flow_run_from_deployment(
-        deployment.id, parameters={"spec": {"image": "busybox", "name": "linked"}}
-    )
-    wait_until(lambda: api.read_flow_run(run.id).state.is_completed(), PATIENCE_SECONDS)
-    prefect_pages.open_run(run.id)
+    run_id = begun(api, name="linked")
+    wait_until(lambda: api.read_flow_run(run_id).state.is_completed(), PATIENCE_SECONDS)
+    prefect_pages.open_run(run_id)
     with prefect_pages.page.expect_popup() as popup:
         prefect_pages.log.get_by_role("link").click()
     log_in(popup.value)
 
     expect(popup.value.get_by_role("heading", name="linked")).to_be_visible()
-    popup.value.get_by_role("link", name=str(run.id)).click()
+    popup.value.get_by_role("link", name=str(run_id)).click()
 
     expect(popup.value.get_by_role("main").get_by_text("linked, ").first).to_be_visible()
     prefect_pages.main.get_by_role("tab", name="Artifacts").click()
