@@ -68,13 +68,17 @@ class Masking:
         self._references = references
 
     def mask(self, text: str) -> str:
-        if not text or not self._references:
+        if not text or not self.is_needed:
             return text
         return masked(text, self._values) if self._values is not None else _WITHHELD
 
     @property
+    def is_needed(self) -> bool:
+        return bool(self._references)
+
+    @property
     def is_possible(self) -> bool:
-        return not self._references or self._values is not None
+        return not self.is_needed or self._values is not None
 
     @cached_property
     def _values(self) -> dict[str, str] | None:
@@ -83,7 +87,7 @@ class Masking:
             try:
                 values = executor.submit(resolve, self._references).result()
             except SecretUnavailable as e:
-                logger.warning("what the job writes is not shown: %s", e)
+                logger.warning("what the job writes is not shown, nor stored: %s", e)
                 return None
         # A key of many lines is written as lines.
         lines = {line for value in values.values() for line in value.splitlines() if len(line) >= _SECRET_LENGTH}

@@ -1,6 +1,7 @@
 """To wait for one job: what it writes as it writes it, and how it ended."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pydantic
@@ -9,7 +10,7 @@ from django.core.exceptions import ValidationError
 from .conf import describe_problems, get_settings
 from .engine import Stream
 from .exceptions import ContainerManagerError
-from .following import LiveLog, Tell
+from .following import LiveLog, LogLine, Tell
 from .models import ALIVE, ENDED, ContainerJob, DockerHost, JobAttempt, Status
 from .policy import describe
 from .queue import QueueManager, queue_manager
@@ -99,7 +100,7 @@ class JobWatch:
         self.job = job
         self._queue = queue
         self._masking = Masking(job.secret_environment)
-        self._tell: Tell = lambda lines: tell([line._replace(text=self._masking.mask(line.text)) for line in lines])
+        self._tell = tell
         self._seen: tuple[object, ...] = ()
         self._live: LiveLog | None = None
         #: Attempts up to this one have been told; those before it begins are of no interest any more.
@@ -147,8 +148,8 @@ class JobWatch:
             queued_at=job.queued_at,
             launched_at=job.launched_at,
             finished_at=job.finished_at,
-            stdout_tail=self._masking.mask(attempt.stdout)[-TAIL_LENGTH:],
-            stderr_tail=self._masking.mask(attempt.stderr)[-TAIL_LENGTH:],
+            stdout_tail=attempt.stdout[-TAIL_LENGTH:],
+            stderr_tail=attempt.stderr[-TAIL_LENGTH:],
         )
 
     def _log_status(self) -> None:
@@ -163,14 +164,19 @@ class JobWatch:
         if engine is None or not self._masking.is_possible:
             return
         self.close()
-        self._live = LiveLog(self._tell)
+        self._live = LiveLog(self._tell_masked)
         self._live.follow(engine, self.job.container_id or "")
+
+    def _tell_masked(self, lines: Sequence[LogLine]) -> bool:
+        return self._tell([line._replace(text=self._masking.mask(line.text)) for line in lines])
 
     def _tell_ended(self) -> None:
         """What was written before it could be followed, and what of it was not told yet."""
         for attempt in JobAttempt.objects.filter(job=self.job, number__gt=self._told).order_by("number"):
+            # Stars for secrets have changed the stored streams' length: what was followed can't be compared to them.
+            is_comparable = self._live is None or not self._masking.is_needed
             live, self._live = self._live or LiveLog(self._tell), None
-            live.finish(_stored(attempt) if self._masking.is_possible else None)
+            live.finish(_stored(attempt) if is_comparable else None)
             self._told = attempt.number
             if attempt.error:
                 logger.info("job %s: attempt %s: %s", self.job.pk, attempt.number, attempt.error)

@@ -281,11 +281,11 @@ def test_a_lost_hosts_jobs_end_or_run_again(
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
-        ({"command": shell("echo ${#PASSWORD}")}, Status.COMPLETED),
+        ({"command": shell("echo ${#PASSWORD}; echo is $PASSWORD")}, Status.COMPLETED),
         ({"secret_environment": {"PASSWORD": "vault:broken"}, "max_retries": 0}, Status.FAILED),
         ({"secret_environment": {"PASSWORD": "vault:unknown"}, "max_retries": 0}, Status.FAILED),
     ],
-    ids=["good", "broken", "unknown"],
+    ids=["printed", "broken", "unknown"],
 )
 def test_a_secrets_value_is_on_no_row(
     docker_host: DockerHost, manager: QueueManager, settings: Any, caplog: Any, fields: dict, status: Status
@@ -295,6 +295,19 @@ def test_a_secrets_value_is_on_no_row(
     job = run(manager, **{"secret_environment": {"PASSWORD": "vault:password"}} | fields)
 
     assert job.status == status
-    assert job.attempts.get().stdout == (f"{len(SECRET)}\n" if status == Status.COMPLETED else "")
+    assert job.attempts.get().stdout == (f"{len(SECRET)}\nis ***\n" if status == Status.COMPLETED else "")
     rows = [*ContainerJob.objects.values(), *JobAttempt.objects.values()]
     assert (SECRET in str(rows), SECRET in caplog.text) == (False, False)
+
+
+def test_output_whose_secrets_nobody_can_say_any_more_is_withheld(
+    docker_host: DockerHost, manager: QueueManager, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SECRET_RESOLVER": f"{__name__}.resolve"}
+    command, secret = shell("echo $PASSWORD; exit 3"), {"PASSWORD": "vault:password"}
+    job = launched(manager, command=command, secret_environment=secret)
+    settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SECRET_RESOLVER": "no.such.resolver"}
+
+    attempt = ended(manager, job)
+
+    assert (job.exit_code, attempt.stdout.partition(":")[0], attempt.stderr) == (3, "[withheld", "")

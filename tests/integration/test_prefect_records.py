@@ -136,6 +136,6 @@ def test_no_answer_of_the_api_has_a_secret_in_it(docker_host: DockerHost, prefec
     wait_until(lambda: all(events_of(prefect_api, job) for job in (good, bad, locked)))
     paths = ("flows", "flow_runs", "task_runs", "logs", "artifacts", "events", "deployments")
     answers = {path: str(ask(prefect_api, f"/{path}/filter")) for path in paths}
-    assert good.attempts.get().stdout == f"{SECRET}\n"
+    assert good.attempts.get().stdout == "***\n"
     assert [path for path, answer in answers.items() if SECRET in answer] == []
     assert str(bad.pk) in answers["events"]
