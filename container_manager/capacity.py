@@ -4,13 +4,13 @@ import re
 import sys
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from datetime import timedelta
 
-from django.db.models import Case, Count, OuterRef, Q, Subquery, Value, When
-from django.db.models.functions import Coalesce
+from django.db.models import Count
+from django.db.models.functions import Now
 
 from .conf import get_settings
-from .models import ContainerJob, DockerHost, Installation
-from .transitions import from_now
+from .models import DockerHost, Installation
 from .types import HOST_TAG_PREFIX, JOB_TAG, HostLoad, Limits
 
 
@@ -53,9 +53,9 @@ class _Load:
     pk: int
     name: str
     is_active: bool
-    is_silent: bool
     max_concurrent_jobs: int
     alive: int
+    is_silent: bool
 
 
 def measure(max_concurrent: int | None, limits: Limits, reachable: AbstractSet[int]) -> Capacity:
@@ -116,14 +116,13 @@ def loads() -> tuple[HostLoad, ...]:
 
 
 def _loads() -> list[_Load]:
-    alive = ContainerJob.objects.filter(slot_host=OuterRef("pk")).order_by().values("slot_host")
-    silent_before = from_now(-get_settings().HOST_GRACE_SECONDS)
-    rows = DockerHost.objects.order_by("pk").annotate(
-        alive=Coalesce(Subquery(alive.annotate(count=Count("pk")).values("count")), 0),
-        is_silent=Case(When(Q(last_seen_at__lt=silent_before), then=Value(True)), default=Value(False)),
-    )
+    grace = timedelta(seconds=get_settings().HOST_GRACE_SECONDS)
+    rows = DockerHost.objects.order_by("pk").annotate(alive=Count("alive_jobs"), now=Now())
     return [
-        _Load(*row) for row in rows.values_list("pk", "name", "is_active", "is_silent", "max_concurrent_jobs", "alive")
+        _Load(pk, name, is_active, most, alive, is_silent=last_seen_at is not None and last_seen_at < now - grace)
+        for pk, name, is_active, most, alive, last_seen_at, now in rows.values_list(
+            "pk", "name", "is_active", "max_concurrent_jobs", "alive", "last_seen_at", "now"
+        )
     ]
 
 
