@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.widgets import AdminTextareaWidget
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
@@ -38,6 +38,8 @@ else:
 MAX_SELECTED = 1000
 #: characters of a stream that a job's page shows, its end; the whole can be downloaded.
 _SHOWN = 4000
+#: characters of a reason in the list.
+_SHOWN_REASON = 150
 
 _BASICS = ("name", "image", "command", "environment", "priority", "timeout_seconds", "pinned_host")
 _LIMITS = ("memory_limit_mib", "cpu_limit", "max_retries", "retry_exit_codes", "rerun_on_lost")
@@ -154,9 +156,10 @@ class ContainerJobAdmin(JobPages, _JobAdmin):
     @admin.display(description="reason")
     def why(self, job: ContainerJob, look_ahead: Callable[[], Outlook] = queue_manager.outlook) -> str:
         """What a success needs no word for is left out; what waits says for what."""
-        if job.status in WAITING:
-            return look_ahead().why(job)
-        return "" if job.status == Status.COMPLETED else job.last_error[:100] or job.get_reason_display()
+        if job.status == Status.COMPLETED:
+            return ""
+        why = look_ahead().why(job) if job.status in WAITING else job.last_error or job.get_reason_display()
+        return why[:_SHOWN_REASON]
 
     @admin.display(description="waits for")
     def waits_for(self, job: ContainerJob) -> str:
@@ -196,8 +199,7 @@ class ContainerJobAdmin(JobPages, _JobAdmin):
 
     def download_log(self, request: HttpRequest, job_id: int, number: int, stream: str) -> HttpResponse:
         """A whole stream as a file: what a container wrote is never shown as a page."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
+        self.check_may_view(request)
         if stream not in ("stdout", "stderr"):
             raise Http404
         text = JobAttempt.objects.filter(job_id=job_id, number=number).values_list(stream, flat=True).first()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 from django.db import connection
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: Rows per transaction of a promotion: 30 ms, so that it never holds up a claim (SQLite) or a bulk cancel for long.
 PROMOTE_CHUNK = 1000
+#: Arms of one statement; SQLite takes 500.
+_MOST_ARMS = 400
 #: seconds; for the claim's lock. The claim behind it takes milliseconds.
 LOCK_SECONDS = 2
 
@@ -98,6 +101,13 @@ def ready_jobs(limit: int | None = None) -> list[ContainerJob]:
     return jobs[:limit]
 
 
+def next_in_line(capacity: Capacity) -> frozenset[int]:
+    """The queued jobs (ids) that a claim with this capacity would take. One query; none if it is full."""
+    if capacity.is_full:
+        return frozenset()
+    return frozenset(_deal(_candidates(capacity, capacity.slots, None), capacity, capacity.slots))
+
+
 def before_in_line(job: ContainerJob, open_hosts: Collection[int], most: int) -> int:
     """How many queued jobs the claim would take before this one, counted up to about `most`.
 
@@ -120,7 +130,8 @@ def before_in_line(job: ContainerJob, open_hosts: Collection[int], most: int) ->
     line = "SELECT COUNT(*) FROM ({}) AS line"
     statements: list[str] = []
     parameters: list[int] = []
-    for host in ("IS NULL", *(f"= {pk:d}" for pk in ([job.pinned_host_id] if job.pinned_host_id else open_hosts))):
+    pinned_to = ", ".join(f"{pk:d}" for pk in ([job.pinned_host_id] if job.pinned_host_id else open_hosts))
+    for host in ("IS NULL", f"IN ({pinned_to})") if pinned_to else ("IS NULL",):
         for before, values in ranges:
             statements.append(arm.replace("{before}", before).format(table=table, host=host))
             parameters += [*values, most]
@@ -191,14 +202,16 @@ def _candidates(capacity: Capacity, slots: int, only: Collection[int] | None) ->
         " WHERE status = 'queued' AND pinned_host_id {host}{among}"
         " ORDER BY priority DESC, queued_at, id LIMIT %s) AS arm"
     )
-    statements = [arm.format(table=table, host="IS NULL", among=among)]
-    parameters: list[Any] = [*ids, slots + 1]
-    for host_id, free in capacity.free.items():
-        statements.append(arm.format(table=table, host="= %s", among=among))
-        parameters += [host_id, *ids, min(free, slots) + 1]
+    arms = [(arm.format(table=table, host="IS NULL", among=among), [*ids, slots + 1])]
+    of_host = arm.format(table=table, host="= %s", among=among)
+    arms += [(of_host, [host_id, *ids, min(free, slots) + 1]) for host_id, free in capacity.free.items()]
+    found: list[_Candidate] = []
     with connection.cursor() as cursor:
-        cursor.execute(" UNION ALL ".join(statements), parameters)
-        return sorted(_Candidate(*row) for row in cursor.fetchall())
+        for first in range(0, len(arms), _MOST_ARMS):
+            statements, parameters = zip(*arms[first : first + _MOST_ARMS], strict=True)
+            cursor.execute(" UNION ALL ".join(statements), [*chain(*parameters)])
+            found += [_Candidate(*row) for row in cursor.fetchall()]
+    return sorted(found)
 
 
 def _deal(candidates: Iterable[_Candidate], capacity: Capacity, slots: int) -> dict[int, int]:

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from .capacity import Capacity
-from .claiming import before_in_line
+from .claiming import before_in_line, next_in_line
 from .conf import get_settings
 from .models import LEASED, ContainerJob, DockerHost, Installation, Status
 from .types import Limits
@@ -59,11 +60,17 @@ class Outlook:
         return self.seen_at is None or self.seen_at < self.now - patience
 
     def why(self, job: ContainerJob, *, with_place: bool = False) -> str:
-        """One sentence; empty if the job runs or has ended. No query but `with_place`, which counts those before it."""
+        """One sentence; empty if the job runs or has ended. Of a host's own errors it tells nothing.
+
+        For any number of jobs it asks once which are next; `with_place` counts those before this one.
+        """
         match Status(job.status):
             case Status.PENDING:
                 return "not queued yet"
             case Status.SCHEDULED if job.scheduled_for and job.scheduled_for > self.now:
+                if job.claim_token:
+                    # Held, from now on and on, while its image is pulled: it has not been tried.
+                    return job.last_error
                 if job.last_error:
                     return f"waits until {clock(job.scheduled_for)} for its next try: {job.last_error}"
                 return f"scheduled for {clock(job.scheduled_for)}"
@@ -81,14 +88,20 @@ class Outlook:
         """What keeps a job that is ready from being claimed."""
         host = self.hosts.get(job.pinned_host_id or 0)
         if host is not None and host.pk in self.capacity.shut:
-            return f"waits for its host: {self.capacity.shut[host.pk]}{_seen(host)}"
-        if self.capacity.is_full:
-            return f"waits for a slot: {self.capacity.limit}"
-        alive = self.capacity.alive
-        return f"ready: the next pass takes it, unless its own max_concurrent is reached ({alive} alive now)"
+            return f"waits for its host: {self.capacity.shut[host.pk]}{seen(host)}"
+        if not self.capacity.is_full and job.status == Status.SCHEDULED:
+            return "due: the next pass queues it"
+        if job.pk not in self._next:
+            return f"waits for a slot: {self.capacity.next_limit}"
+        return f"ready for the next pass, unless its max_concurrent is reached ({self.capacity.alive} alive now)"
+
+    @cached_property
+    def _next(self) -> frozenset[int]:
+        return next_in_line(self.capacity)
 
     def _place(self, job: ContainerJob) -> str:
-        before = before_in_line(job, self.capacity.free.keys() or self.hosts.keys(), MOST_BEFORE)
+        open_hosts = self.capacity.free.keys() or [host.pk for host in self.hosts.values() if host.is_active]
+        before = before_in_line(job, open_hosts, MOST_BEFORE)
         if not before:
             return "first in line; "
         if before >= MOST_BEFORE:
@@ -101,7 +114,7 @@ class Outlook:
         if job.claimed_until is None or job.claimed_until > self.now:
             return f"{where}, by process {job.claimed_by}"
         late = f"{where}; process {job.claimed_by} has not come back by {clock(job.claimed_until)}: the next pass"
-        return f"{late} that reaches the host takes over{_seen(host) if host and host.last_error else ''}"
+        return f"{late} that reaches the host takes over{seen(host) if host else ''}"
 
     def _expected(self) -> list[DockerHost]:
         return [host for host in self.hosts.values() if host.is_active and not host.last_error]
@@ -121,12 +134,11 @@ def look_ahead(capacity: Capacity) -> Outlook:
     )
 
 
-def _seen(host: DockerHost) -> str:
-    """What is known of a host that is away; empty for any other."""
+def seen(host: DockerHost) -> str:
+    """Since when a host is away; empty for any other. Not why: who may see jobs may not see hosts."""
     if not host.last_error:
         return ""
-    since = f"not seen since {clock(host.last_seen_at)}" if host.last_seen_at else "never seen"
-    return f", {since}: {host.last_error}"
+    return f", not seen since {clock(host.last_seen_at)}" if host.last_seen_at else ", never seen"
 
 
 def clock(at: datetime) -> str:

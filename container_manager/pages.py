@@ -11,9 +11,10 @@ from django.db.models.functions import Right
 from django.http import Http404, HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
+from django.utils.http import urlencode
 
 from .models import ALIVE, LEASED, ContainerJob, ContainerJobQuerySet, DockerHost, JobAttempt, Status, WatchedLog
-from .outlook import Outlook, clock
+from .outlook import Outlook, clock, seen
 from .queue import queue_manager
 from .types import HOST_TAG_PREFIX, JOB_TAG, QueueMetrics
 from .watching import END_BYTES, want
@@ -68,17 +69,20 @@ class JobPages(_JobAdmin):
 
     def dashboard(self, request: HttpRequest) -> TemplateResponse:
         """The same number of queries, each on an index, however many jobs there are."""
+        self.check_may_view(request)
         metrics, outlook = queue_manager.get_worker_metrics(), queue_manager.outlook()
+        may_see_hosts = request.user.has_perm("container_manager.view_dockerhost")
         return self._page(
             request,
             "dashboard.html",
             _DASHBOARD_SECONDS,
             title="Dashboard",
             outlook=outlook,
-            figures=_figures(metrics),
+            figures=_figures(metrics, outlook),
             limit=outlook.capacity.next_limit,
             tag_limits=_tag_limits(outlook),
-            hosts=_host_lines(metrics, outlook),
+            may_see_hosts=may_see_hosts,
+            hosts=_host_lines(metrics, outlook) if may_see_hosts else [],
             running=_running(),
             most_running=MOST_RUNNING,
             ended=_ended(),
@@ -89,8 +93,7 @@ class JobPages(_JobAdmin):
 
         To look at it is what lets the passes read it.
         """
-        if not self.has_view_permission(request):
-            raise PermissionDenied
+        self.check_may_view(request)
         job = ContainerJob.objects.filter(pk=job_id).first()
         if job is None:
             raise Http404
@@ -99,10 +102,13 @@ class JobPages(_JobAdmin):
         seconds = _LOG_SECONDS if is_alive else None
         return self._page(request, "log.html", seconds, title=f"Log of job {job.pk}", job=job, log=log)
 
-    def _page(self, request: HttpRequest, name: str, seconds: int | None, **context: Any) -> TemplateResponse:
-        """`seconds`: after which it asks for itself again; by a header, which needs no script."""
+    def check_may_view(self, request: HttpRequest) -> None:
+        """Raises `PermissionDenied`."""
         if not self.has_view_permission(request):
             raise PermissionDenied
+
+    def _page(self, request: HttpRequest, name: str, seconds: int | None, **context: Any) -> TemplateResponse:
+        """`seconds`: after which it asks for itself again; by a header, which needs no script."""
         return TemplateResponse(
             request,
             f"admin/container_manager/{name}",
@@ -122,7 +128,7 @@ def _watched(job: ContainerJob, outlook: Outlook) -> LogEnd:
     log = WatchedLog.objects.filter(job=job, attempt=job.attempt).first()
     if log is None or log.read_at is None:
         host = outlook.hosts.get(job.slot_host_id or 0)
-        away = f"; host {host.name} is away: {host.last_error}" if host and host.last_error else ""
+        away = f"; host {host.name} is away{seen(host)}" if host and host.last_error else ""
         return LogEnd(f"Nothing yet: the next pass brings it; {outlook.passes}{away}.", job.attempt)
     if log.error:
         return LogEnd(f"The Engine did not give it at {clock(log.read_at)}: {log.error}", job.attempt)
@@ -141,12 +147,14 @@ def _stored(job: ContainerJob, outlook: Outlook) -> LogEnd:
     return LogEnd(f"Ended at {clock(ended_at)}.{again}", number, (("stdout", stdout), ("stderr", stderr)))
 
 
-def _figures(metrics: QueueMetrics) -> list[Figure]:
+def _figures(metrics: QueueMetrics, outlook: Outlook) -> list[Figure]:
     wait = metrics.oldest_wait_seconds
+    later = urlencode({"status__exact": Status.SCHEDULED, "scheduled_for__gt": outlook.now.isoformat()})
     return [
-        Figure("ready now", metrics.ready_now, "status__exact=queued"),
+        # Queued, and scheduled ones that are due: no filter shows both.
+        Figure("ready now", metrics.ready_now),
         Figure("oldest wait", "-" if wait is None else str(timedelta(seconds=round(wait)))),
-        Figure("scheduled", metrics.scheduled_future, "status__exact=scheduled"),
+        Figure("scheduled", metrics.scheduled_future, later),
         Figure("launching", metrics.launching, f"status__in={','.join(LEASED)}"),
         Figure("running", metrics.running, "status__exact=running"),
         Figure("failed", metrics.failed, "status__exact=failed"),

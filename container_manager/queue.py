@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -30,6 +30,7 @@ from .pulling import Pulls
 from .purging import purge
 from .recovering import end_with_host, recover
 from .rounds import OnRound, Rounds
+from .shutdown import ShutdownEvent
 from .transitions import locked, move, move_many, show
 from .types import BatchResult, EndedJob, Limits, LoopStats, PurgeReport, QueueMetrics
 from .watching import LogWatches
@@ -40,12 +41,6 @@ _PROMOTE_SECONDS = 10
 _PULL_SECONDS = 0.2
 #: Rows per INSERT.
 _INSERT_CHUNK = 1000
-
-
-class ShutdownEvent(Protocol):
-    """A `threading.Event`, or anything else that can be asked."""
-
-    def is_set(self) -> bool: ...
 
 
 Launch = Callable[[int, float], BatchResult]
@@ -150,16 +145,8 @@ class QueueManager:
             attempt = job.attempt
             status = end_with_host(job, host)
             if status is not None:
-                ended.append(
-                    EndedJob(
-                        job_id=job.pk,
-                        attempt=attempt,
-                        status=status,
-                        reason=job.reason or Reason.LOST,
-                        exit_code=None,
-                        error=job.last_error,
-                    )
-                )
+                how = {"reason": job.reason or Reason.LOST, "exit_code": None, "error": job.last_error}
+                ended.append(EndedJob(job_id=job.pk, attempt=attempt, status=status, **how))
         return ended
 
     # What the queue says.
@@ -179,7 +166,7 @@ class QueueManager:
         return estimate(max_concurrent, self._hosts.reached_ids)
 
     def outlook(self) -> Outlook:
-        """Why jobs wait, for any number of them, by what the database knows now: five queries."""
+        """Why jobs wait, for any number of them, by what the database knows now: six queries at most."""
         return look_ahead(self.capacity())
 
     def why_waiting(self, job: ContainerJob) -> str:

@@ -3,8 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 _asked: ContextVar[Callable[[], bool]] = ContextVar("container_manager_shutdown", default=lambda: False)
+
+
+class ShutdownEvent(Protocol):
+    """A `threading.Event`, or anything else that can be asked."""
+
+    def is_set(self) -> bool: ...
 
 
 def is_stopping() -> bool:

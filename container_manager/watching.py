@@ -70,13 +70,13 @@ class LogWatches:
     def __init__(self) -> None:
         #: By job.
         self._reads: dict[int, _Read] = {}
-        #: By job and attempt: a resolver of secrets is asked once for as long as somebody looks.
+        #: By job and attempt; kept from round to round, as long as somebody looks and the job's host is reached.
         self._maskings: dict[tuple[int, int], Masking] = {}
 
     def serve(self, connections: Mapping[int, HostConnection]) -> None:
-        """Read what is wanted of the running jobs of these hosts. One query if nothing is; nothing is ever raised.
+        """Read what is wanted of the running jobs of these hosts. One query if nothing is.
 
-        Waits half a second at most, whatever the Engines do.
+        Waits half a second at most, whatever the Engines do. What fails there, or in the database, is not raised.
         """
         try:
             wanted = _wanted()
@@ -103,7 +103,12 @@ class LogWatches:
             begun.append(read)
             what = (connections[job.slot_host_id or 0], job.container_id or "", masking)
             # A thread of its own: those of the host are for what must not wait.
-            threading.Thread(target=read.run, args=what, daemon=True).start()
+            thread = threading.Thread(target=read.run, args=what, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as e:
+                # No more threads are allowed here. Told on the page, as what fails in one is.
+                read.ends.set_exception(e)
         return begun
 
     def _write(self) -> None:

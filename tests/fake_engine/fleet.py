@@ -13,7 +13,8 @@ from django.utils.timezone import now
 
 from container_manager.engine import Engine
 from container_manager.models import ContainerJob, DockerHost
-from container_manager.queue import QueueManager, ShutdownEvent
+from container_manager.queue import QueueManager
+from container_manager.shutdown import ShutdownEvent
 from container_manager.types import EngineAddress, LoopStats
 
 from .engine import PATIENCE, FakeEngine

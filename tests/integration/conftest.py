@@ -1,4 +1,4 @@
-"""The Engine's own word on what ran, and Prefect as the flows' and the deployments' tests need it."""
+"""Who looks at the pages, the Engine's own word on what ran, and Prefect as flows and deployments need it."""
 
 import os
 import signal
@@ -13,7 +13,11 @@ from pathlib import Path
 
 import docker
 import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
 from django.db import connections, transaction
+from django.test import Client
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -58,6 +62,20 @@ def another_transaction(write: Callable[[], object]) -> Iterator[None]:
     finally:
         is_over.set()
         holder.join()
+
+
+def logged_in(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def client(database: str) -> Iterator[Client]:
+    """Somebody who may do everything."""
+    yield logged_in(User.objects.create_superuser("root"))
+    for model in (LogEntry, Session, User):
+        model.objects.all().delete()
 
 
 @pytest.fixture

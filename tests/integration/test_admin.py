@@ -1,7 +1,6 @@
 """The pages as people use them: forms, actions, permissions, and what the pages must never do."""
 
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from html import unescape
 from typing import Any
@@ -11,7 +10,6 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
-from django.contrib.sessions.models import Session
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -20,6 +18,7 @@ from django.utils.timezone import now
 
 from container_manager.models import ALIVE, ENDED, ContainerJob, DockerHost, JobAttempt, Status
 from container_manager.queue import QueueManager
+from tests.integration.conftest import logged_in
 
 FOREIGN = "<script>alert(1)</script>"
 JOBS, HOSTS = "container_manager_containerjob", "container_manager_dockerhost"
@@ -33,22 +32,8 @@ HOST_FORM = {"name": "there", "base_url": "unix:///var/run/docker.sock", "max_co
 
 
 @pytest.fixture
-def client(database: str) -> Iterator[Client]:
-    """Somebody who may do everything."""
-    yield logged_in(User.objects.create_superuser("root"))
-    for model in (LogEntry, Session, User):
-        model.objects.all().delete()
-
-
-@pytest.fixture
 def host(database: str) -> DockerHost:
     return DockerHost.objects.create(name="a")
-
-
-def logged_in(user: User) -> Client:
-    client = Client()
-    client.force_login(user)
-    return client
 
 
 def staff(*permissions: str) -> Client:
@@ -316,6 +301,16 @@ def test_what_waits_says_for_what_in_the_list_and_on_its_page(client: Client, ho
 
     assert "waits for a slot: limit reached: max_concurrent_jobs of host a, 0 of 0" in shown
     assert "first in line; waits for a slot: limit reached: max_concurrent_jobs of host a, 0 of 0" in page
+
+
+def test_a_reason_of_any_length_is_cut_in_the_list(client: Client, host: DockerHost) -> None:
+    in_status(Status.QUEUED, queued_at=now(), last_error="e" * 1000)
+    in_status(Status.FAILED, last_error="f" * 1000)
+
+    shown = client.get(url("changelist")).content.decode()
+
+    assert "the last try: eee" in shown
+    assert ("e" * 150 in shown, "f" * 150 in shown, "f" * 151 in shown) == (False, True, False)
 
 
 def test_a_list_looks_at_the_queue_once_for_all_that_wait_and_not_at_all_for_those_that_do_not(client: Client) -> None:

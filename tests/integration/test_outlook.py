@@ -15,8 +15,9 @@ from container_manager.outlook import MOST_BEFORE
 from container_manager.queue import QueueManager
 from container_manager.types import Limits
 from tests.benchmarks import rows
+from tests.fake_engine import Fleet, Gate, queued, row
 
-READY = "ready: the next pass takes it, unless its own max_concurrent is reached"
+READY = "ready for the next pass, unless its max_concurrent is reached"
 
 
 @pytest.fixture
@@ -59,11 +60,25 @@ def test_a_job_that_runs_or_has_ended_waits_for_nothing(
     assert manager.why_waiting(in_status(status, host, last_error="e")) == ""
 
 
-def test_a_job_that_is_ready_is_taken_by_the_next_pass(host: DockerHost, manager: QueueManager) -> None:
+def test_a_job_whose_image_is_pulled_is_not_said_to_have_been_tried(fleet: Fleet) -> None:
+    manager, gate = QueueManager(fleet), Gate()
+    machine = fleet.add_host("a")
+    machine.images.clear()
+    machine.before("pull", gate)
+    job = queued(manager)
+
+    manager.launch_next_batch(1)
+    told = manager.why_waiting(row(job))
+    gate.open()
+
+    assert told == "waiting for host a to pull busybox"
+
+
+def test_a_job_that_is_ready_is_said_to_be_ready(host: DockerHost, manager: QueueManager) -> None:
     due = in_status(Status.SCHEDULED, scheduled_for=now() - timedelta(seconds=1))
     ready = in_status(Status.QUEUED)
 
-    assert manager.why_waiting(due) == f"{READY} (0 alive now)"
+    assert manager.why_waiting(due) == "due: the next pass queues it"
     assert manager.why_waiting(ready) == f"first in line; {READY} (0 alive now)"
 
 
@@ -102,7 +117,7 @@ def test_a_pinned_job_is_told_what_is_with_its_host(host: DockerHost, manager: Q
 
     assert drained == "first in line; waits for its host: host a is not active"
     assert full == "first in line; waits for its host: limit reached: max_concurrent_jobs of host a, 0 of 0"
-    why = f"host a is not reachable, not seen since {clock(seen_at)}: connection refused"
+    why = f"host a is not reachable, not seen since {clock(seen_at)}"
     assert away == f"first in line; waits for its host: {why}"
 
 
@@ -158,8 +173,40 @@ def test_jobs_that_are_pinned_elsewhere_stand_in_another_line(host: DockerHost, 
         in_status(Status.QUEUED, pinned_host=pinned)
     anywhere, pinned_there = in_status(Status.QUEUED), in_status(Status.QUEUED, pinned_host=other)
 
-    assert manager.why_waiting(anywhere).startswith("2 jobs before it; ready")
+    assert manager.why_waiting(anywhere).startswith("2 jobs before it; waits for a slot")
     assert manager.why_waiting(pinned_there).startswith("4 jobs before it; waits for its host")
+
+
+def test_only_as_many_are_ready_as_a_claim_would_take(host: DockerHost, manager: QueueManager) -> None:
+    DockerHost.objects.create(name="b", last_seen_at=now(), max_concurrent_jobs=3)
+    jobs = [in_status(Status.QUEUED, pinned_host=host if number % 2 else None) for number in range(12)]
+    outlook = manager.outlook()
+
+    ready = {job.pk for job in jobs if outlook.why(job).startswith("ready")}
+    last = manager.why_waiting(jobs[-2])
+    hosts = set(DockerHost.objects.values_list("pk", flat=True))
+
+    assert last.startswith("10 jobs before it; waits for a slot: max_concurrent_jobs of host a, 2; max_concurrent_jobs")
+    assert ready == {job.pk for job in claim(1000, hosts).jobs}
+
+
+def test_jobs_that_are_pinned_to_a_drained_host_are_before_no_other(host: DockerHost, manager: QueueManager) -> None:
+    drained = DockerHost.objects.create(name="b", is_active=False)
+    for pinned in (drained, drained, host):
+        in_status(Status.QUEUED, pinned_host=pinned)
+    manager.keep_limits(Limits(total=0))
+
+    assert manager.why_waiting(in_status(Status.QUEUED)).startswith("1 job before it; waits for a slot")
+
+
+def test_the_line_is_told_however_many_hosts_there_are(database: str, manager: QueueManager) -> None:
+    hosts = DockerHost.objects.bulk_create(
+        DockerHost(name=f"h{number}", last_seen_at=now(), max_concurrent_jobs=1) for number in range(600)
+    )
+    for number in (0, -1):
+        in_status(Status.QUEUED, pinned_host=hosts[number])
+
+    assert manager.why_waiting(in_status(Status.QUEUED)) == f"2 jobs before it; {READY} (0 alive now)"
 
 
 def test_a_job_in_a_processs_hands_says_whose_and_when_another_takes_over(
@@ -182,8 +229,8 @@ def test_looking_writes_nothing_and_costs_the_same_for_many(host: DockerHost, ma
 
     with CaptureQueriesContext(connection) as queries:
         outlook = manager.outlook()
-        told = {outlook.why(job) for job in jobs}
+        told = [outlook.why(job) for job in jobs]
 
-    assert told == {f"{READY} (0 alive now)"}
-    assert [query["sql"].split()[0] for query in queries] == ["SELECT"] * 5
+    assert told == [f"{READY} (0 alive now)"] * 2 + ["waits for a slot: max_concurrent_jobs of host a, 2"] * 18
+    assert [query["sql"].split()[0] for query in queries] == ["SELECT"] * 6
     assert not Installation.objects.exists()

@@ -1,14 +1,12 @@
 """The pages beside the admin's own: what they show, to whom, and what they cost."""
 
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from html import unescape
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
-from django.contrib.sessions.models import Session
+from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -20,17 +18,11 @@ from container_manager.models import ContainerJob, DockerHost, JobAttempt, Statu
 from container_manager.pages import MOST_ENDED, MOST_RUNNING
 from container_manager.queue import QueueManager
 from container_manager.types import Limits
-from tests.integration.test_admin import FOREIGN, in_status, logged_in, staff
+from tests.integration.conftest import logged_in
+from tests.integration.test_admin import FOREIGN, in_status, staff
 
 DASHBOARD = reverse("admin:container_manager_dashboard")
 JOBS = reverse("admin:container_manager_containerjob_changelist")
-
-
-@pytest.fixture
-def client(database: str) -> Iterator[Client]:
-    yield logged_in(User.objects.create_superuser("root"))
-    for model in (Session, User):
-        model.objects.all().delete()
 
 
 @pytest.fixture
@@ -88,8 +80,12 @@ def test_the_figures_lead_to_the_jobs_that_they_count(client: Client, host: Dock
     for status in (Status.QUEUED, Status.LAUNCHING, Status.STARTING, Status.RUNNING):
         in_status(status, host, queued_at=now())
     in_status(Status.FAILED, reason="launch")
+    in_status(Status.SCHEDULED, scheduled_for=now() - timedelta(hours=1))
+    for _ in range(3):
+        in_status(Status.SCHEDULED, scheduled_for=now() + timedelta(hours=1))
     page = client.get(DASHBOARD)
 
+    assert [figure.value for figure in page.context["figures"][:3:2]] == [2, 3]
     for figure in page.context["figures"]:
         if figure.query:
             assert f'href="{JOBS}?{figure.query}"'.replace("&", "&amp;") in page.content.decode()
@@ -123,6 +119,36 @@ def test_who_may_see_jobs_sees_the_dashboard_and_finds_it(client: Client, host: 
     assert f'href="{DASHBOARD}"' in person.get(JOBS).content.decode()
     assert person.get(DASHBOARD).status_code == 200
     assert (stranger.get(DASHBOARD).status_code, Client().get(DASHBOARD).status_code) == (403, 302)
+
+
+def test_who_may_not_see_jobs_costs_the_page_no_query_on_them(client: Client, host: DockerHost) -> None:
+    stranger = logged_in(User.objects.create_user("stranger", is_staff=True))
+
+    with CaptureQueriesContext(connection) as queries:
+        code = stranger.get(DASHBOARD).status_code
+
+    assert code == 403
+    assert not [query for query in queries if ContainerJob._meta.db_table in query["sql"]]
+
+
+def test_who_may_see_jobs_and_not_hosts_is_told_no_hosts_errors(client: Client, host: DockerHost) -> None:
+    DockerHost.objects.update(last_error="refused at 10.0.0.7")
+    pinned, runs = in_status(Status.QUEUED, queued_at=now(), pinned_host=host), running(host)
+    person = User.objects.create_user("person", is_staff=True)
+    person.user_permissions.set(Permission.objects.filter(codename="view_containerjob"))
+    pages = [
+        DASHBOARD,
+        JOBS,
+        reverse("admin:container_manager_containerjob_change", args=(pinned.pk,)),
+        reverse("admin:container_manager_live_log", args=(runs.pk,)),
+    ]
+
+    texts = [text_of(logged_in(person).get(page)) for page in pages]
+
+    assert ["10.0.0.7" in text for text in texts] == [False] * 4
+    assert [words in texts[0] for words in ("Hosts", "host a is not reachable")] == [False, True]
+    assert ["host a is not reachable, not seen since" in text for text in texts[1:3]] == [True, True]
+    assert "10.0.0.7" in text_of(client.get(DASHBOARD))
 
 
 def test_foreign_text_on_the_dashboard_is_shown_and_not_run(client: Client, host: DockerHost) -> None:
