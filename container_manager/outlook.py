@@ -92,6 +92,9 @@ class Outlook:
         if not self.capacity.is_full and job.status == Status.SCHEDULED:
             return "due: the next pass queues it"
         if job.pk not in self._next:
+            if host is not None and len(self._next) < self.capacity.slots:
+                # Others of its host take what is free there; what is left is elsewhere.
+                return f"waits for a slot on host {host.name}"
             return f"waits for a slot: {self.capacity.next_limit}"
         return f"ready for the next pass, unless its max_concurrent is reached ({self.capacity.alive} alive now)"
 

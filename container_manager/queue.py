@@ -145,8 +145,8 @@ class QueueManager:
             attempt = job.attempt
             status = end_with_host(job, host)
             if status is not None:
-                how = {"reason": job.reason or Reason.LOST, "exit_code": None, "error": job.last_error}
-                ended.append(EndedJob(job_id=job.pk, attempt=attempt, status=status, **how))
+                reason, error = job.reason or Reason.LOST, job.last_error
+                ended.append(EndedJob(job_id=job.pk, attempt=attempt, status=status, reason=reason, error=error))
         return ended
 
     # What the queue says.

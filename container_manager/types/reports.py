@@ -29,7 +29,7 @@ class EndedJob(Frozen):
     attempt: int
     status: str
     reason: str
-    exit_code: int | None
+    exit_code: int | None = None
     error: str = ""
 
 

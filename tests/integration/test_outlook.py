@@ -190,6 +190,16 @@ def test_only_as_many_are_ready_as_a_claim_would_take(host: DockerHost, manager:
     assert ready == {job.pk for job in claim(1000, hosts).jobs}
 
 
+def test_a_pinned_job_waits_for_a_slot_of_its_host_while_others_have_some(
+    host: DockerHost, manager: QueueManager
+) -> None:
+    DockerHost.objects.create(name="b", last_seen_at=now(), max_concurrent_jobs=9)
+    manager.keep_limits(Limits(total=5))
+    jobs = [in_status(Status.QUEUED, pinned_host=host) for _ in range(3)]
+
+    assert manager.why_waiting(jobs[-1]) == "2 jobs before it; waits for a slot on host a"
+
+
 def test_jobs_that_are_pinned_to_a_drained_host_are_before_no_other(host: DockerHost, manager: QueueManager) -> None:
     drained = DockerHost.objects.create(name="b", is_active=False)
     for pinned in (drained, drained, host):
