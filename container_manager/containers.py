@@ -50,6 +50,7 @@ def observation(row: dict[str, Any]) -> Observation:
         image_digest=row.get("Image") or "",
         token=labels.get(TOKEN_LABEL, ""),
         has_endpoint=any(endpoint and endpoint.get("EndpointID") for endpoint in networks.values()),
+        environment=dict(variable.split("=", 1) for variable in row["Config"].get("Env") or [] if "=" in variable),
     )
 
 

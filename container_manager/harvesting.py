@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from django.db.models.functions import Now
 
+from . import secret_values
 from .attempts import GONE, AttemptRecord, cancel_if_asked, charge, end_attempt, end_lost
 from .conf import get_settings
 from .engine import Stream
@@ -18,7 +19,6 @@ from .interruptions import Interruption, interruption, is_suspect
 from .logs import BoundedLog
 from .models import ContainerJob, DockerHost, Reason, Status
 from .observing import HostView, ObservedJob, View
-from .secret_values import Masking
 from .steps import Procedure, Steps, drive
 from .transitions import amend
 from .types import Daemon, EndedJob, Observation
@@ -78,15 +78,15 @@ def _harvest(
     job: ContainerJob, connection: HostConnection, if_gone: Callable[[], _Gone]
 ) -> Steps[EndedJob | _Gone | None]:
     engine, container_id = connection.engine, job.container_id or ""
-    masking = Masking(job.secret_environment)
     try:
         seen: Observation = yield partial(engine.inspect, container_id)
         if not seen.has_ended:
             if job.missing_at is not None:
                 amend(job, missing_at=None)
             return None
-        stdout = yield from _read(connection, container_id, "stdout", masking)
-        stderr = yield from _read(connection, container_id, "stderr", masking)
+        secrets = secret_values.given(job.secret_environment, seen)
+        stdout = yield from _read(connection, container_id, "stdout", secrets)
+        stderr = yield from _read(connection, container_id, "stderr", secrets)
         if seen.exit_code == _KILLED and not seen.oom_killed:
             # The Engine may learn that memory was the reason a moment after the exit itself.
             seen = yield partial(engine.inspect, container_id)
@@ -111,7 +111,7 @@ def _harvest(
     return _ended(job, connection.host, status, record)
 
 
-def _read(connection: HostConnection, container_id: str, stream: Stream, masking: Masking) -> Steps[str]:
+def _read(connection: HostConnection, container_id: str, stream: Stream, secrets: Mapping[str, str]) -> Steps[str]:
     """Logs are best effort: an exit code is never given up for them. The job's secrets are stars in them."""
     settings = get_settings()
     log = BoundedLog(settings.LOG_HEAD_BYTES, settings.LOG_TAIL_BYTES)
@@ -121,11 +121,8 @@ def _read(connection: HostConnection, container_id: str, stream: Stream, masking
         raise
     except EngineError as e:
         log.cut_short(f"unavailable: {e}")
-    text = log.text()
-    if text and masking.is_needed:
-        # Its resolver may ask a server.
-        text = yield partial(masking.mask, text)
-    return text
+    # A cut may go through a secret, half of which would be left.
+    return secret_values.masked(log.text(whole_lines=bool(secrets)), secrets)
 
 
 @dataclass(frozen=True)

@@ -35,19 +35,25 @@ class BoundedLog:
         text = _decode(_from_character(tail), is_cut=True).replace("\0", "\N{REPLACEMENT CHARACTER}")
         return (text.partition("\n")[2] or text) if self._fed > len(tail) else text
 
-    def text(self) -> str:
-        """UTF-8 with what is no text replaced by U+FFFD, NUL too: PostgreSQL's text can't hold it."""
+    def text(self, *, whole_lines: bool = False) -> str:
+        """UTF-8 with what is no text replaced by U+FFFD, NUL too: PostgreSQL's text can't hold it.
+
+        With `whole_lines` what is dropped ends, and begins, with a line, where there are any.
+        """
+        head = bytes(self._head)
         tail = bytes(self._tail[-self._tail_bytes :]) if self._tail_bytes else b""
         is_cut = bool(self._cut_because)
-        dropped = self._fed - len(self._head) - len(tail)
+        if whole_lines and self._fed > len(head) + len(tail):
+            head, tail = head[: head.rfind(b"\n") + 1] or head, tail[tail.find(b"\n") + 1 :]
+        dropped = self._fed - len(head) - len(tail)
         if dropped:
             parts = [
-                _decode(bytes(self._head), is_cut=True),
+                _decode(head, is_cut=True),
                 f"\n[{dropped} bytes dropped]\n",
                 _decode(_from_character(tail), is_cut=is_cut),
             ]
         else:
-            parts = [_decode(bytes(self._head) + tail, is_cut=is_cut)]
+            parts = [_decode(head + tail, is_cut=is_cut)]
         if self._cut_because:
             parts.append(f"\n[{self._cut_because}]\n")
         return "".join(parts).replace("\0", "\N{REPLACEMENT CHARACTER}")

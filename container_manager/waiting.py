@@ -7,14 +7,14 @@ from typing import Any
 import pydantic
 from django.core.exceptions import ValidationError
 
+from . import secret_values
 from .conf import describe_problems, get_settings
 from .engine import Stream
-from .exceptions import ContainerManagerError
+from .exceptions import ContainerGone, ContainerManagerError, EngineError
 from .following import LiveLog, LogLine, Tell
 from .models import ALIVE, ENDED, ContainerJob, DockerHost, JobAttempt, Status
 from .policy import describe
 from .queue import QueueManager, queue_manager
-from .secret_values import Masking
 from .types import JobResult, JobSpec, RunSpec
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,8 @@ class JobWatch:
         """`tell` takes what the container writes, in a thread of its own."""
         self.job = job
         self._queue = queue
-        self._masking = Masking(job.secret_environment)
+        #: Of the attempt that is followed.
+        self._secrets: dict[str, str] = {}
         self._tell = tell
         self._seen: tuple[object, ...] = ()
         self._live: LiveLog | None = None
@@ -161,20 +162,27 @@ class JobWatch:
     def _follow(self) -> None:
         host = self.job.slot_host
         engine = self._queue.engine_of(host) if host is not None else None
-        if engine is None or not self._masking.is_possible:
-            return
         self.close()
+        if engine is None:
+            return
+        container_id = self.job.container_id or ""
+        if self.job.secret_environment:
+            try:
+                self._secrets = secret_values.given(self.job.secret_environment, engine.inspect(container_id))
+            except (ContainerGone, EngineError):
+                # What it writes is told once it is stored.
+                return
         self._live = LiveLog(self._tell_masked)
-        self._live.follow(engine, self.job.container_id or "")
+        self._live.follow(engine, container_id)
 
     def _tell_masked(self, lines: Sequence[LogLine]) -> bool:
-        return self._tell([line._replace(text=self._masking.mask(line.text)) for line in lines])
+        return self._tell([line._replace(text=secret_values.masked(line.text, self._secrets)) for line in lines])
 
     def _tell_ended(self) -> None:
         """What was written before it could be followed, and what of it was not told yet."""
         for attempt in JobAttempt.objects.filter(job=self.job, number__gt=self._told).order_by("number"):
             # Stars for secrets have changed the stored streams' length: what was followed can't be compared to them.
-            is_comparable = self._live is None or not self._masking.is_needed
+            is_comparable = self._live is None or not self.job.secret_environment
             live, self._live = self._live or LiveLog(self._tell), None
             live.finish(_stored(attempt) if is_comparable else None)
             self._told = attempt.number

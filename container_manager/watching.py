@@ -11,12 +11,13 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.db.utils import Error as DatabaseError
 
-from .engine import Stream
+from . import secret_values
+from .engine import Engine, Stream
 from .exceptions import EngineError
+from .following import STREAMS
 from .hosts import HostConnection
 from .logs import BoundedLog
 from .models import ContainerJob, WatchedLog
-from .secret_values import Masking
 from .transitions import from_now
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,9 @@ class _Read:
     ends: "Future[dict[Stream, str]]" = field(default_factory=Future)
     began: float = field(default_factory=time.monotonic)
 
-    def run(self, connection: HostConnection, container_id: str, masking: Masking) -> None:
+    def run(self, engine: Engine, container_id: str, references: Mapping[str, str]) -> None:
         try:
-            self.ends.set_result(_ends(connection, container_id, masking))
+            self.ends.set_result(_ends(engine, container_id, references))
         except Exception as e:  # noqa: BLE001 (told on the page, whatever it is: nobody waits for this thread)
             self.ends.set_exception(e)
 
@@ -70,8 +71,6 @@ class LogWatches:
     def __init__(self) -> None:
         #: By job.
         self._reads: dict[int, _Read] = {}
-        #: By job and attempt; kept from round to round, as long as somebody looks and the job's host is reached.
-        self._maskings: dict[tuple[int, int], Masking] = {}
 
     def serve(self, connections: Mapping[int, HostConnection]) -> None:
         """Read what is wanted of the running jobs of these hosts. One query if nothing is.
@@ -82,8 +81,6 @@ class LogWatches:
             wanted = _wanted()
             if wanted:
                 wait([read.ends for read in self._begin(wanted, connections)], timeout=_ROUND_SECONDS)
-            else:
-                self._maskings.clear()
             self._write()
         except DatabaseError as e:
             # What the round did is told in any case; the next one meets the error again.
@@ -94,14 +91,11 @@ class LogWatches:
         begun: list[_Read] = []
         running = ContainerJob.objects.running().filter(pk__in=wanted, slot_host__in=list(connections))
         jobs = {job.pk: job for job in running.only("attempt", "container_id", "slot_host_id", "secret_environment")}
-        attempts = {(job.pk, job.attempt) for job in jobs.values()}
-        self._maskings = {key: masking for key, masking in self._maskings.items() if key in attempts}
         for job_id in [job_id for job_id in wanted if job_id in jobs and job_id not in self._reads][:_MOST]:
             job = jobs[job_id]
-            masking = self._maskings.setdefault((job_id, job.attempt), Masking(job.secret_environment))
             read = self._reads[job_id] = _Read(job.attempt)
             begun.append(read)
-            what = (connections[job.slot_host_id or 0], job.container_id or "", masking)
+            what = (connections[job.slot_host_id or 0].engine, job.container_id or "", job.secret_environment)
             # A thread of its own: those of the host are for what must not wait.
             thread = threading.Thread(target=read.run, args=what, daemon=True)
             try:
@@ -140,11 +134,12 @@ def _wanted() -> list[int]:
     return [job_id for job_id, wanted_until, at in looked_at if wanted_until >= at]
 
 
-def _ends(connection: HostConnection, container_id: str, masking: Masking) -> dict[Stream, str]:
-    return {stream: _end(connection, container_id, stream, masking) for stream in ("stdout", "stderr")}
+def _ends(engine: Engine, container_id: str, references: Mapping[str, str]) -> dict[Stream, str]:
+    secrets = secret_values.given(references, engine.inspect(container_id)) if references else {}
+    return {stream: secret_values.masked(_end(engine, container_id, stream), secrets) for stream in STREAMS}
 
 
-def _end(connection: HostConnection, container_id: str, stream: Stream, masking: Masking) -> str:
+def _end(engine: Engine, container_id: str, stream: Stream) -> str:
     log = BoundedLog(0, END_BYTES)
-    connection.engine.read_end(container_id, stream, log, END_LINES, _READ_SECONDS)
-    return masking.mask(log.end())
+    engine.read_end(container_id, stream, log, END_LINES, _READ_SECONDS)
+    return log.end()

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from multiprocessing.process import BaseProcess
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +22,9 @@ from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Cancelled, Crashed, Pending, Scheduled
 from prefect.utilities.engine import propose_state_sync
 
-from . import forking
+from flows.own_run import RESCHEDULED
+
+from .forking import FlowRunProcess
 
 #: seconds; between TERM and KILL for a cancelled flow run.
 _GRACE_SECONDS = 30
@@ -32,7 +33,7 @@ _GRACE_SECONDS = 30
 @dataclass
 class _Child:
     flow_run: FlowRunResponse
-    process: BaseProcess
+    process: FlowRunProcess
     kill_at: float | None = None
 
 
@@ -71,7 +72,7 @@ class FlowRunner:
                 return
             self._unsure[run.id] = run
             if _take(client, run):
-                self._children[run.id] = _Child(run, forking.start(run.id, self._environment))
+                self._children[run.id] = _Child(run, FlowRunProcess(run.id, self._environment))
             del self._unsure[run.id], self._due[run.id]
 
     def stop_cancelled(self, client: SyncPrefectClient) -> None:
@@ -97,7 +98,6 @@ class FlowRunner:
     def kill(self) -> None:
         for child in self._children.values():
             child.process.kill()
-            child.process.join()
 
     def _settle(self, client: SyncPrefectClient, child: _Child) -> None:
         """Say for a flow run how it ended, if it could not do so itself."""
@@ -113,23 +113,23 @@ class FlowRunner:
         """In place of what was told; None if that is true."""
         flow_run_id = child.flow_run.id
         # By SIGTERM before its body, or after it while it reported: Prefect calls that a crash, if it can tell.
-        is_cut_off = child.process.exitcode == -signal.SIGTERM and (told.is_crashed() or told.is_running())
+        is_cut_off = child.process.exit_code == -signal.SIGTERM and (told.is_crashed() or told.is_running())
         if told.is_cancelling() or (is_cut_off and child.kill_at is not None):
             return Cancelled(message="Flow run was cancelled.")
         if is_cut_off and self._is_stopping:
-            # Once more, by whoever serves next: all flows of ours go on where they were.
-            return Scheduled()
+            # Once more, by whoever serves next: it goes on where it was.
+            return Scheduled(name=RESCHEDULED)
         if told.is_final() or told.is_scheduled() or told.is_paused():
             return None
         if told.is_pending() and (self._is_stopping or flow_run_id not in self._put_back):
             # It had not begun: we were told to end, or the API went away in that moment.
             self._put_back.add(flow_run_id)
             return Scheduled()
-        return Crashed(message=f"The process of the flow run ended with {_describe(child.process.exitcode or 0)}.")
+        return Crashed(message=f"The process of the flow run ended with {_describe(child.process.exit_code or 0)}.")
 
     def _notice_ends(self) -> None:
         for flow_run_id, child in list(self._children.items()):
-            if child.process.exitcode is not None:
+            if child.process.exit_code is not None:
                 self._ended.append(self._children.pop(flow_run_id))
             elif child.kill_at is not None and time.monotonic() >= child.kill_at:
                 child.process.kill()

@@ -17,6 +17,7 @@ from container_manager.conf import get_settings
 from flows.api import FlowRunError, child_environment, translated
 from flows.late_runs import AUTO_SCHEDULED, delete_late_runs
 
+from . import forking
 from .definitions import JOBS_RUNNER, QUEUE_RUNNER, Definition
 from .registering import check, register
 from .running import FlowRunner, start_time
@@ -59,6 +60,7 @@ def serve(definitions: tuple[Definition, ...], *, take_over: bool, on_registered
     ):
         with translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: _START_RETRIES}):
             registered = register(client, definitions, take_over=take_over)
+        forking.prepare(environment)
         on_registered()
         service = _Service(client, definitions, registered, environment)
         try:

@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+from pydantic import Field
+
 from .values import Frozen
 
 
@@ -35,6 +37,8 @@ class Observation(Frozen):
     token: str = ""
     #: It holds a network endpoint: while it runs, and after its end if no daemon was there to take it back.
     has_endpoint: bool = False
+    #: What it was given, secrets too: kept out of whatever is shown or written of it.
+    environment: dict[str, str] = Field(default_factory=dict, repr=False, exclude=True)
 
     @property
     def has_ended(self) -> bool:

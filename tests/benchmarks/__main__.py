@@ -7,7 +7,7 @@ import tempfile
 from importlib import import_module
 
 #: Whatever the database, these come to the same: they are measured on PostgreSQL, unless SQLite is asked for.
-ONCE = ("logs", "idle")
+ONCE = ("logs", "passes", "idle")
 #: Each is a module here with a function `measure() -> Iterator[Figure]`.
 ROWS = ("claim", "queries", "enqueue", "launch", "drain", "logs", "passes", "idle")
 

@@ -12,10 +12,12 @@ from container_manager.queue import QueueManager
 from . import raw, rows
 from .figures import Figure
 
-JOBS, RUNS = 40, 5
-#: jobs/s of others, measured once on two shared cores: 12 no-op containers through a work pool with limit 4, and the
-#: queue that this one descends from. The goal is a ratio.
+JOBS, RUNS = 40, 4
+#: jobs/s of others, measured once on two shared cores on which docker-py did `THERE` with four threads: 12 no-op
+#: containers through a work pool with limit 4, and the queue that this one descends from. What they would do here is
+#: taken to scale with docker-py.
 OTHERS = (("Prefect's Docker worker", 0.12, 50.0), ("the previous implementation", 3.05, 1.0))
+THERE = 8.5
 
 
 def measure() -> Iterator[Figure]:
@@ -30,7 +32,8 @@ def measure() -> Iterator[Figure]:
     )
     yield figure.judged((figure.ratio or 0) >= 0.9)
     for name, rate, goal in OTHERS:
-        beside = Figure(f"… beside {name}", connection.vendor, "jobs/s", ours, [rate], "not of this run", f"≥ {goal:g}")
+        scaled = [rate * raw_rate / THERE for raw_rate in reference]
+        beside = Figure(f"… beside {name}", connection.vendor, "jobs/s", ours, scaled, "scaled", f"≥ {goal:g}")
         yield beside.judged((beside.ratio or 0) >= goal)
 
 

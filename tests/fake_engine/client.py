@@ -96,6 +96,7 @@ class FakeClient:
                 image_digest=f"sha256:{seen.spec.image}",
                 token=seen.labels.get(TOKEN_LABEL, ""),
                 has_endpoint=seen.has_endpoint,
+                environment=seen.environment,
             )
 
         return self._call("inspect", container, look)

@@ -1,6 +1,7 @@
 """Jobs from the queue to the record, on a real Engine and both databases."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -300,14 +301,29 @@ def test_a_secrets_value_is_on_no_row(
     assert (SECRET in str(rows), SECRET in caplog.text) == (False, False)
 
 
-def test_output_whose_secrets_nobody_can_say_any_more_is_withheld(
+def test_output_is_without_the_value_that_the_container_was_given_whatever_became_of_it(
     docker_host: DockerHost, manager: QueueManager, settings: Any
 ) -> None:
     settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SECRET_RESOLVER": f"{__name__}.resolve"}
-    command, secret = shell("echo $PASSWORD; exit 3"), {"PASSWORD": "vault:password"}
+    command, secret = shell("echo is $PASSWORD; exit 3"), {"PASSWORD": "vault:password"}
     job = launched(manager, command=command, secret_environment=secret)
     settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SECRET_RESOLVER": "no.such.resolver"}
 
     attempt = ended(manager, job)
 
-    assert (job.exit_code, attempt.stdout.partition(":")[0], attempt.stderr) == (3, "[withheld", "")
+    assert (job.exit_code, attempt.stdout, attempt.stderr) == (3, "is ***\n", "")
+
+
+def test_a_resolver_that_fails_as_it_is_imported_stops_no_other_job(
+    docker_host: DockerHost, manager: QueueManager, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_vault.py").write_text('import os\n\ntoken = os.environ["NO_SUCH_TOKEN"]\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SECRET_RESOLVER": "no_vault.resolve"}
+    locked = queued(manager, command=["true"], secret_environment={"TOKEN": "vault:a"}, max_retries=0)
+
+    other = run(manager, command=["true"])
+
+    locked.refresh_from_db()
+    assert (locked.status, other.status) == (Status.FAILED, Status.COMPLETED)
+    assert locked.last_error.endswith("the setting SECRET_RESOLVER can't be imported: KeyError")

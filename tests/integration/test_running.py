@@ -17,6 +17,7 @@ from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import QueueManager
 from deployments.running import FlowRunner
 from flows.api import child_environment
+from flows.own_run import RESCHEDULED
 from tests.conftest import wait_until
 from tests.integration.conftest import Serve, Served, children_of, flow_runs_of
 from tests.integration.unguarded import unguarded
@@ -94,12 +95,21 @@ def test_flow_runs_that_wait_for_their_jobs_hold_up_no_pass(docker_host: DockerH
     assert (states[0].is_running(), states[1].is_scheduled()) == (True, True)
 
 
-def test_what_serves_outlives_the_process_that_its_flow_runs_are_forked_from(serve: Serve) -> None:
+def test_what_serves_outlives_the_process_that_its_flow_runs_are_forked_from(
+    running_job: ContainerJob, serve: Serve
+) -> None:
     with serve(**settings()) as served:
-        wait_for(run_now(served, "process-jobs/on-demand"), "Completed")
+        flow_run_id = run_now(served, "process-queue/scheduled")
+        wait_until(lambda: is_running(running_job), 90)
         for child in children_of(served.process.pid):
             os.kill(child, signal.SIGKILL)
         wait_for(run_now(served, "process-jobs/on-demand"), "Completed")
+        in_between = state_of(flow_run_id)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run_id, Cancelling())
+        wait_for(flow_run_id, "Cancelled")
+
+    assert in_between.is_running()
 
 
 @contextmanager
@@ -126,7 +136,7 @@ def test_a_run_that_is_cut_off_outside_its_body_is_run_again_by_who_serves_next(
         runner.stop()
         wait_until(lambda: has_ended(runner, client), 60)
 
-        assert state_of(flow_run_id).is_scheduled()
+        assert state_of(flow_run_id).name == RESCHEDULED
 
 
 def test_a_run_that_is_cancelled_outside_its_body_is_cancelled(prefect_api: str) -> None:

@@ -216,26 +216,12 @@ def test_a_running_jobs_secrets_are_in_no_row(
     settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SECRET_RESOLVER": f"{__name__}.resolve"}
     job = launched(in_memory, secret_environment={"TOKEN": "vault:a"})
     writes(machine, job, b"it is value of vault:a", b"in two lines")
-    want(job.pk)
-
-    read_once(in_memory)
-
-    assert WatchedLog.objects.values_list("stdout", "stderr").get() == ("it is ***", "***")
-
-
-def test_what_can_not_be_masked_is_withheld(
-    client: Client, machine: FakeEngine, in_memory: QueueManager, settings: Any
-) -> None:
-    settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SECRET_RESOLVER": f"{__name__}.resolve"}
-    job = launched(in_memory, secret_environment={"TOKEN": "vault:a"})
-    writes(machine, job, b"it is value of vault:a")
     settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SECRET_RESOLVER": "no.such.resolver"}
     want(job.pk)
 
     read_once(in_memory)
 
-    assert "withheld" in shown(client, job)
-    assert "value of" not in str(WatchedLog.objects.values().get())
+    assert WatchedLog.objects.values_list("stdout", "stderr").get() == ("it is ***", "***")
 
 
 def resolve(reference: str) -> str:

@@ -106,3 +106,16 @@ def test_a_log_that_was_not_read_to_its_end_says_why(data: bytes, text: str) -> 
     log.cut_short("too slow")
 
     assert log.text() == text
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"one\nlonger\nthree\nfour\n", "one\n\n[13 bytes dropped]\nfour\n"),
+        (b"without an end of a line", "without \n[8 bytes dropped]\nf a line"),
+        (b"one\ntwo\n", "one\ntwo\n"),
+    ],
+    ids=["lines", "no line", "not cut"],
+)
+def test_where_it_must_be_no_line_is_cut_in_two(data: bytes, text: str) -> None:
+    assert log_of(data).text(whole_lines=True) == text
