@@ -167,7 +167,7 @@ class QueueManager:
 
     def outlook(self) -> Outlook:
         """Why jobs wait, for any number of them, by what the database knows now: six queries at most."""
-        return look_ahead(self.capacity())
+        return look_ahead(estimate(None, None))
 
     def why_waiting(self, job: ContainerJob) -> str:
         """Why a job does not run yet, and how many are before it, in one sentence; empty if it runs or has ended."""

@@ -1,5 +1,7 @@
 """What a person does on Prefect's pages, by the words that are written there."""
 
+import re
+
 from playwright.sync_api import Locator, Page, expect
 
 
@@ -76,6 +78,11 @@ class PrefectPages:
         for text in texts:
             entries = entries.filter(has=self.page.get_by_text(text))
         return entries
+
+    def open_listed(self, text: str) -> None:
+        """The run's page; a click on what is on both pages would keep one on the list if it came before."""
+        self.listed(text).get_by_role("link").last.click()
+        expect(self.page).to_have_url(re.compile("/runs/flow-run/"))
 
     def expect_state(self, name: str) -> None:
         """Of the run whose page is shown; it looks again every few seconds."""

@@ -211,7 +211,7 @@ def test_a_flow_whose_steps_are_containers_shows_each_of_them(
     assert (example.end(PATIENCE_SECONDS), example.lines[-1]) == (0, "14")
 
     prefect_pages.open_runs()
-    prefect_pages.listed("three-steps").get_by_role("link").last.click()
+    prefect_pages.open_listed("three-steps")
     prefect_pages.main.get_by_role("tab", name="Task Runs").click()
     expect(prefect_pages.listed("container-job")).to_have_count(3)
     keep("a flow of three steps")
