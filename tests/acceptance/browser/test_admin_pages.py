@@ -54,6 +54,8 @@ def ran(site: Site, script: str, **fields: object) -> ContainerJob:
 def test_a_job_is_added_by_the_form_and_queued_by_the_action(admin: Page, keep: Keep) -> None:
     open_jobs(admin)
     admin.get_by_role("link", name="Add container job").click()
+    # The page moves the focus there once it is loaded: whatever is typed meanwhile goes there, too.
+    expect(admin.get_by_label("Name:")).to_be_focused()
     admin.get_by_label("Name:").fill("by-hand")
     admin.get_by_label("Image:").fill("busybox")
     admin.get_by_label("Command:").fill('["echo", "hello"')
