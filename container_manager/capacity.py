@@ -10,7 +10,7 @@ from django.db.models import Count
 from django.db.models.functions import Now
 
 from .conf import get_settings
-from .models import DockerHost, Installation
+from .models import DockerHost
 from .types import HOST_TAG_PREFIX, JOB_TAG, HostLoad, Limits
 
 
@@ -95,15 +95,6 @@ def measure(max_concurrent: int | None, limits: Limits, reachable: AbstractSet[i
     else:
         binding = "; ".join(open_hosts)
     return Capacity(free=free, total_free=total_free, binding=binding, shut=shut, alive=alive)
-
-
-def estimate(max_concurrent: int | None, reachable: AbstractSet[int] | None) -> Capacity:
-    """As `measure`, without a lock, by the tag limits last read; `reachable` None: all that no pass found away."""
-    if reachable is None:
-        reachable = set(DockerHost.objects.active().filter(last_error="").values_list("pk", flat=True))
-    # On a new database there is no row yet, and looking makes none.
-    installation = Installation.objects.filter(pk=1).first() or Installation()
-    return measure(max_concurrent, installation.tag_limits, reachable)
 
 
 def loads() -> tuple[HostLoad, ...]:

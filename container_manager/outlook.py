@@ -7,7 +7,7 @@ from functools import cached_property
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from .capacity import Capacity
+from .capacity import Capacity, measure
 from .claiming import before_in_line, next_in_line
 from .conf import get_settings
 from .models import LEASED, ContainerJob, DockerHost, Installation, Status
@@ -39,7 +39,7 @@ class Outlook:
     @property
     def seen_at(self) -> datetime | None:
         """When a pass last reached a host, of those that it should reach; to a few seconds."""
-        return max((host.last_seen_at for host in self._expected() if host.last_seen_at), default=None)
+        return max((host.last_seen_at for host in _expected(self.hosts) if host.last_seen_at), default=None)
 
     @property
     def passes(self) -> str:
@@ -55,7 +55,7 @@ class Outlook:
         """No pass has left a sign for so long that none may come."""
         patience = timedelta(seconds=max(_PASSES_SECONDS, 3 * get_settings().POLL_INTERVAL_SECONDS))
         # Of a host that is away the row does not tell when a pass last asked for it.
-        if self.is_pass_at_work or not self._expected():
+        if self.is_pass_at_work or not _expected(self.hosts):
             return False
         return self.seen_at is None or self.seen_at < self.now - patience
 
@@ -119,22 +119,26 @@ class Outlook:
         late = f"{where}; process {job.claimed_by} has not come back by {clock(job.claimed_until)}: the next pass"
         return f"{late} that reaches the host takes over{seen(host) if host else ''}"
 
-    def _expected(self) -> list[DockerHost]:
-        return [host for host in self.hosts.values() if host.is_active and not host.last_error]
 
-
-def look_ahead(capacity: Capacity) -> Outlook:
-    """Two queries."""
+def look_ahead() -> Outlook:
+    """Three queries. The hosts that no pass found away count as reachable."""
     row = Installation.objects.filter(pk=1).annotate(at=Now()).first()
     # On a new database there is no row yet, and looking makes none.
     installation = row or Installation()
+    hosts, limits = DockerHost.objects.in_bulk(), installation.tag_limits
     return Outlook(
         now=row.at if row else timezone.now(),
-        capacity=capacity,
-        hosts=DockerHost.objects.in_bulk(),
-        limits=installation.tag_limits,
+        # What a pass is told besides is known to it alone.
+        capacity=measure(None, limits, {host.pk for host in _expected(hosts)}),
+        hosts=hosts,
+        limits=limits,
         work_until=installation.work_until,
     )
+
+
+def _expected(hosts: dict[int, DockerHost]) -> list[DockerHost]:
+    """Those that a pass should reach."""
+    return [host for host in hosts.values() if host.is_active and not host.last_error]
 
 
 def seen(host: DockerHost) -> str:

@@ -15,7 +15,7 @@ from django.utils.timezone import is_naive
 from . import metrics, shutdown
 from .batch import launch_batch
 from .cancelling import CancelledRuns, cancel
-from .capacity import Capacity, estimate
+from .capacity import Capacity, measure
 from .claiming import LOCK_SECONDS, claim, promote_due, ready_jobs
 from .enforcing import enforce
 from .engine import DockerEngine, Engine, MakeEngine
@@ -158,16 +158,18 @@ class QueueManager:
     def get_worker_metrics(self) -> QueueMetrics:
         return metrics.measure_queue()
 
-    def capacity(self, max_concurrent: int | None = None) -> Capacity:
-        """Free slots, without asking a host: on those that answered this process last, or on any.
-
-        `max_concurrent` None: by the limits of tags and hosts alone.
-        """
-        return estimate(max_concurrent, self._hosts.reached_ids)
+    def capacity(self, max_concurrent: int) -> Capacity:
+        """Free slots, without asking a host: on those that answered this process last, or on any."""
+        reachable = self._hosts.reached_ids
+        if reachable is None:
+            reachable = set(DockerHost.objects.active().filter(last_error="").values_list("pk", flat=True))
+        # On a new database there is no row yet, and looking makes none.
+        installation = Installation.objects.filter(pk=1).first() or Installation()
+        return measure(max_concurrent, installation.tag_limits, reachable)
 
     def outlook(self) -> Outlook:
-        """Why jobs wait, for any number of them, by what the database knows now: six queries at most."""
-        return look_ahead(estimate(None, None))
+        """Why jobs wait, for any number of them, by what the database knows now: four queries at most."""
+        return look_ahead()
 
     def why_waiting(self, job: ContainerJob) -> str:
         """Why a job does not run yet, and how many are before it, in one sentence; empty if it runs or has ended."""

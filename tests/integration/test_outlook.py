@@ -242,5 +242,5 @@ def test_looking_writes_nothing_and_costs_the_same_for_many(host: DockerHost, ma
         told = [outlook.why(job) for job in jobs]
 
     assert told == [f"{READY} (0 alive now)"] * 2 + ["waits for a slot: max_concurrent_jobs of host a, 2"] * 18
-    assert [query["sql"].split()[0] for query in queries] == ["SELECT"] * 6
+    assert [query["sql"].split()[0] for query in queries] == ["SELECT"] * 4
     assert not Installation.objects.exists()
