@@ -1,7 +1,8 @@
 """To wait for one job: what it writes as it writes it, and how it ended."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pydantic
@@ -10,7 +11,7 @@ from django.core.exceptions import ValidationError
 from . import secret_values
 from .conf import describe_problems, get_settings
 from .engine import Stream
-from .exceptions import ContainerGone, ContainerManagerError, EngineError
+from .exceptions import ContainerManagerError, EngineError
 from .following import LiveLog, LogLine, Tell
 from .models import ALIVE, ENDED, ContainerJob, DockerHost, JobAttempt, Status
 from .policy import describe
@@ -99,8 +100,6 @@ class JobWatch:
         """`tell` takes what the container writes, in a thread of its own."""
         self.job = job
         self._queue = queue
-        #: Of the attempt that is followed.
-        self._secrets: dict[str, str] = {}
         self._tell = tell
         self._seen: tuple[object, ...] = ()
         self._live: LiveLog | None = None
@@ -165,18 +164,16 @@ class JobWatch:
         self.close()
         if engine is None:
             return
-        container_id = self.job.container_id or ""
+        container_id, tell = self.job.container_id or "", self._tell
         if self.job.secret_environment:
             try:
-                self._secrets = secret_values.given(self.job.secret_environment, engine.inspect(container_id))
-            except (ContainerGone, EngineError):
+                secrets = secret_values.given(self.job.secret_environment, engine.inspect(container_id))
+            except EngineError:
                 # What it writes is told once it is stored.
                 return
-        self._live = LiveLog(self._tell_masked)
+            tell = partial(_tell_masked, tell, secrets)
+        self._live = LiveLog(tell)
         self._live.follow(engine, container_id)
-
-    def _tell_masked(self, lines: Sequence[LogLine]) -> bool:
-        return self._tell([line._replace(text=secret_values.masked(line.text, self._secrets)) for line in lines])
 
     def _tell_ended(self) -> None:
         """What was written before it could be followed, and what of it was not told yet."""
@@ -188,6 +185,10 @@ class JobWatch:
             self._told = attempt.number
             if attempt.error:
                 logger.info("job %s: attempt %s: %s", self.job.pk, attempt.number, attempt.error)
+
+
+def _tell_masked(tell: Tell, secrets: Mapping[str, str], lines: Sequence[LogLine]) -> bool:
+    return tell([line._replace(text=secret_values.masked(line.text, secrets)) for line in lines])
 
 
 def _stored(attempt: JobAttempt) -> dict[Stream, str] | None:

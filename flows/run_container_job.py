@@ -105,7 +105,7 @@ def result_in(state: "State[Any]") -> JobResult:
     return JobResult.model_validate_json(message.splitlines()[-1] if message else "")
 
 
-def _run_to_state(spec: RunSpec) -> "State[JobResult]":
+def _run_to_state(spec: RunSpec | dict[str, Any]) -> "State[JobResult]":
     run = OwnRun.current()
     try:
         if run.is_deployed and (why := why_open(get_settings())):
@@ -122,7 +122,7 @@ def _run_to_state(spec: RunSpec) -> "State[JobResult]":
     return completed(describe_result(result), result)
 
 
-def _run(spec: RunSpec, run: OwnRun, *, is_own_run: bool) -> JobResult:
+def _run(spec: RunSpec | dict[str, Any], run: OwnRun, *, is_own_run: bool) -> JobResult:
     flow_run_id = str(run.flow_run_id) if run.flow_run_id else None
     job = _earlier_job(flow_run_id, run) if flow_run_id and is_own_run and run.is_rerun else None
     if job is None:
