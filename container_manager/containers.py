@@ -17,6 +17,9 @@ TOKEN_LABEL = "container-manager.token"  # noqa: S105
 NOT_EXECUTABLE = (126, 127)
 
 
+_is_number = re.compile("[0-9]{1,18}").fullmatch
+
+
 def container_name(instance_id: str, job_id: int, attempt: int) -> str:
     return f"cm-{instance_id}-{job_id}-{attempt}"
 
@@ -65,7 +68,7 @@ def daemon(info: dict[str, Any], networks: list[dict[str, Any]]) -> Daemon:
 
 
 def _number(label: str | None) -> int | None:
-    return int(label) if label and re.fullmatch("[0-9]{1,18}", label) else None
+    return int(label) if label and _is_number(label) else None
 
 
 def _time(text: str | None) -> datetime | None:

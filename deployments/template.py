@@ -1,8 +1,13 @@
 """The process that flow runs are forked from: apart from whoever serves them, with all that they need imported."""
 
+import gc
 import os
 
 # A signal to the group of the process that serves, as Ctrl-C is, reaches that one alone.
 os.setsid()
 
 from . import definitions  # noqa: E402, F401 (it imports all flows, and connects to nothing)
+
+# What is imported stays: no flow run's collector need look at it again.
+gc.collect()
+gc.freeze()

@@ -71,7 +71,7 @@ def _here(rows: list[str]) -> int:
             table.figures.append(figure)
             print(" | ".join(cell for cell in figure.cells if cell), file=sys.stderr, flush=True)
     print(table.render())
-    return 1 if any(figure.is_reached is False for figure in table.figures) else 0
+    return 1 if any(figure.verdict == "NO" for figure in table.figures) else 0
 
 
 if __name__ == "__main__":

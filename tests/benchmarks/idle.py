@@ -26,7 +26,7 @@ from . import raw, rows
 from .figures import Figure
 from .prefect_server import prefect_server
 
-INTERVAL, IDLE, BUSY, JOBS = 5, 6, 4, 5
+INTERVAL, IDLE, BUSY, JOBS = 3, 6, 4, 5
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _serving(url: str) -> Iterator[int]:
         environment = os.environ | {
             "PREFECT_API_URL": url,
             "PREFECT_HOME": home,
-            "CONTAINER_MANAGER": json.dumps({"POLL_INTERVAL_SECONDS": INTERVAL, "WORK_SECONDS": 3}),
+            "CONTAINER_MANAGER": json.dumps({"POLL_INTERVAL_SECONDS": INTERVAL, "WORK_SECONDS": 2}),
         }
         with (Path(home) / "served.log").open("w") as log:
             served = subprocess.Popen(

@@ -10,9 +10,9 @@ from container_manager.models import ContainerJob, DockerHost
 from container_manager.queue import QueueManager
 
 from . import raw, rows
-from .figures import Figure
+from .figures import Figure, repeats
 
-JOBS, RUNS = 40, 4
+JOBS, RUNS = 40, 3
 #: jobs/s of others, measured once on two shared cores on which docker-py did `THERE` with four threads: 12 no-op
 #: containers through a work pool with limit 4, and the queue that this one descends from. What they would do here is
 #: taken to scale with docker-py.
@@ -24,7 +24,7 @@ def measure() -> Iterator[Figure]:
     threads = get_settings().LAUNCH_THREADS
     ours, reference = [], []
     # In pairs, so that what slows the machine for a while slows both.
-    for _ in range(RUNS):
+    for _ in range(repeats(RUNS)):
         reference.append(raw.launch(JOBS, threads))
         ours.append(_launch())
     figure = Figure(
