@@ -110,7 +110,11 @@ def test_a_thousand_sigusr1_during_queries_harm_nothing(any_site: Site) -> None:
 def test_a_second_signal_in_the_middle_of_launches_ends_it_at_once(site_with_api: Site, number: signal.Signals) -> None:
     for _ in range(40):
         site_with_api.queue("sleep", "60", networks=["none"])
-    command = site_with_api.start("--queue-mode", "--once", "--via=inline", "--max-concurrent=40")
+    # All at once, so that what was begun takes seconds to be finished.
+    threads = '{"LAUNCH_THREADS": 40}'
+    command = site_with_api.start(
+        "--queue-mode", "--once", "--via=inline", "--max-concurrent=40", CONTAINER_MANAGER=threads
+    )
     wait_until(lambda: ContainerJob.objects.exclude(status=Status.QUEUED).exists())
     command.send(number)
     command.wait_for(f"Received {number.name}", 5)

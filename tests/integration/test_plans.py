@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 
@@ -115,9 +114,9 @@ def test_pinned_jobs_are_claimed_by_an_index_of_their_own(full_table: DockerHost
     assert "cm_job_claim_pinned" in indexes(found)
 
 
-def test_metrics_and_pages_find_their_rows_by_indexes(full_table: DockerHost, manager: QueueManager) -> None:
-    client = Client()
-    client.force_login(User.objects.get_or_create(username="root", is_superuser=True, is_staff=True)[0])
+def test_metrics_and_pages_find_their_rows_by_indexes(
+    full_table: DockerHost, manager: QueueManager, client: Client
+) -> None:
     walks = without_index(plans(manager.get_worker_metrics))
     for status in Status:
         found = plans(lambda status=status: client.get(f"{PAGE}?status__exact={status}"))
@@ -144,10 +143,7 @@ def test_metrics_and_pages_find_their_rows_by_indexes(full_table: DockerHost, ma
     assert [indexes(found) >= {"cm_job_claim_any", "cm_job_claim_pinned"} for found in waits[1:]] == [True, True]
 
 
-def test_the_page_of_all_jobs_walks_their_ids(full_table: DockerHost) -> None:
-    client = Client()
-    client.force_login(User.objects.get_or_create(username="root", is_superuser=True, is_staff=True)[0])
-
+def test_the_page_of_all_jobs_walks_their_ids(full_table: DockerHost, client: Client) -> None:
     found = plans(lambda: client.get(PAGE))
 
     rows_shown = next(plan for sql, plan in found.items() if "COUNT(" not in sql)
