@@ -105,7 +105,7 @@ class ContainerJobAdmin(JobPages, _JobAdmin):
     readonly_fields = _STATE + _INTERNALS
     formfield_overrides = {models.JSONField: {"widget": AdminTextareaWidget(attrs={"rows": 2})}}
     inlines = (JobAttemptInline,)
-    actions = ("queue_jobs", "cancel_jobs", "retry_jobs")
+    actions = ("queue_jobs", "dequeue_jobs", "cancel_jobs", "retry_jobs")
 
     class Media:
         css = {"all": ["container_manager/pages.css"]}
@@ -217,6 +217,10 @@ class ContainerJobAdmin(JobPages, _JobAdmin):
     @admin.action(description="Queue selected pending jobs", permissions=["launch"])
     def queue_jobs(self, request: HttpRequest, queryset: QuerySet[ContainerJob]) -> None:
         self._for_each(request, queryset, queue_manager.queue_job, lambda job: "queued")
+
+    @admin.action(description="Take selected jobs that wait back, to be changed", permissions=["launch"])
+    def dequeue_jobs(self, request: HttpRequest, queryset: QuerySet[ContainerJob]) -> None:
+        self._for_each(request, queryset, queue_manager.dequeue_job, lambda job: "taken back")
 
     @admin.action(description="Cancel selected jobs", permissions=["cancel"])
     def cancel_jobs(self, request: HttpRequest, queryset: QuerySet[ContainerJob]) -> None:

@@ -7,6 +7,7 @@ from django.apps.config import AppConfig
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 (Django's name for it)
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 from django.utils.module_loading import import_string
 
 from .conf import get_settings
@@ -44,7 +45,14 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 @register
 def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    database = django_settings.DATABASES.get("default", {})
+    if connection.vendor not in ("postgresql", "sqlite"):
+        return [
+            Error(
+                f"The queue can't be on {connection.vendor}: it needs PostgreSQL or SQLite, as DATABASES['default']",
+                id="container_manager.E003",
+            )
+        ]
+    database = django_settings.DATABASES["default"]
     is_sqlite = database.get("ENGINE") == "django.db.backends.sqlite3"
     if is_sqlite and database.get("OPTIONS", {}).get("transaction_mode") != "IMMEDIATE":
         return [
@@ -56,6 +64,21 @@ def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             )
         ]
     return []
+
+
+@register
+def check_logging(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    config = django_settings.LOGGING
+    # Django's own default for a configuration that does not say so is to disable.
+    if not config or not config.get("disable_existing_loggers", True):
+        return []
+    return [
+        Warning(
+            "LOGGING disables existing loggers: Prefect's are among them, and flow runs have no logs",
+            hint="Set LOGGING['disable_existing_loggers'] = False",
+            id="container_manager.W004",
+        )
+    ]
 
 
 def _problem_of_resolver(path: str) -> str:

@@ -1,6 +1,5 @@
 """To claim is to write: which jobs start next, decided and marked in one short transaction."""
 
-import logging
 import random
 import time
 from collections.abc import Collection, Iterable
@@ -19,8 +18,6 @@ from .leases import Lease, holder
 from .locks import bounded_transaction, transaction_within
 from .models import ContainerJob, DockerHost, Installation, Status
 from .transitions import from_now, locked, locked_rows, move_locked, move_many
-
-logger = logging.getLogger(__name__)
 
 #: Rows per transaction of a promotion: 30 ms, so that it never holds up a claim (SQLite) or a bulk cancel for long.
 PROMOTE_CHUNK = 1000
@@ -88,17 +85,17 @@ def claim(
 
 
 def ready_jobs(limit: int | None = None) -> list[ContainerJob]:
-    """What claims would take next, in their order, due scheduled jobs included. Reads only."""
-    queued = ContainerJob.objects.queued().in_claim_order()
-    arms = [
-        ContainerJob.objects.due().order_by("-priority", "scheduled_for", "pk"),
-        # Each reads one end of its own index, as the claim's do.
-        queued.filter(pinned_host=None),
-        *(queued.filter(pinned_host=pk) for pk in DockerHost.objects.values_list("pk", flat=True)),
-    ]
-    jobs = [job for arm in arms for job in arm[:limit]]
-    jobs.sort(key=lambda job: (-job.priority, job.queued_at or job.scheduled_for, job.pk))
-    return jobs[:limit]
+    """What claims would take one after the other, in their order, due scheduled jobs included. Reads only."""
+    return _ready([None, *DockerHost.objects.values_list("pk", flat=True)], limit)[:limit]
+
+
+def next_jobs(capacity: Capacity) -> list[ContainerJob]:
+    """What one claim with this capacity would take, in its order, due scheduled jobs included. Reads only."""
+    if capacity.is_full:
+        return []
+    jobs = _ready([None, *capacity.free], capacity.slots)
+    dealt = _deal(map(_candidate, jobs), capacity, capacity.slots)
+    return [job for job in jobs if job.pk in dealt]
 
 
 def next_in_line(capacity: Capacity) -> frozenset[int]:
@@ -174,6 +171,19 @@ def _claim_once(
     jobs.sort(key=lambda job: order[job.pk])
     is_bound = len(candidates) > len(dealt) and len(dealt) == capacity.slots
     return Claim(jobs=jobs, lease=lease, limit=capacity.binding if is_bound else "")
+
+
+def _ready(pinned_to: Iterable[int | None], most: int | None) -> list[ContainerJob]:
+    """The first `most` jobs of each of these hosts, and of those of none (None), sorted as a claim takes them."""
+    queued = ContainerJob.objects.queued().in_claim_order()
+    due = ContainerJob.objects.due().order_by("-priority", "scheduled_for", "pk")
+    # Each reads one end of its own index, as the claim's do.
+    jobs = [job for pk in pinned_to for rows in (queued, due) for job in rows.filter(pinned_host=pk)[:most]]
+    return sorted(jobs, key=_candidate)
+
+
+def _candidate(job: ContainerJob) -> _Candidate:
+    return _Candidate(-job.priority, job.queued_at or job.scheduled_for, job.pk, job.pinned_host_id)
 
 
 def _by_host(dealt: dict[int, int]) -> Any:

@@ -52,6 +52,9 @@ class Settings(BaseModel):
     POLL_INTERVAL_SECONDS: int = Field(default=10, ge=1)
     #: float, 8. How long a scheduled pass stays to keep the slots full; less than the interval.
     WORK_SECONDS: float = Field(default=8, ge=0, allow_inf_nan=False)
+    #: int, 100. How many containers the deployments may have alive at once, over all hosts. For fewer there are the
+    #: limits of the Prefect tags and of the hosts.
+    MAX_CONCURRENT: int = Field(default=100, ge=1)
     #: float, 15. How long the command waits for a worker to pick a flow run up.
     PICKUP_SECONDS: Seconds = 15
     #: int, 5. Flow runs of `run-container-job` at once in one `python -m deployments`, a process of some 110 MB each.

@@ -37,7 +37,7 @@ Step = Literal[
 #: After these a lost answer leaves open what happened. A pull that happens later harms nobody.
 _SIDE_EFFECTS = ("create", "connect", "start", "signal", "remove")
 
-#: Source: RELIABILITY.md §2.1, measured.
+#: Measured on real Engines, 20.10 and newer.
 _BY_STEP: dict[tuple[Step, int], type[EngineError]] = {
     ("create", 404): ImageMissing,
     ("create", 409): NameTaken,

@@ -214,8 +214,8 @@ def _confirm(connection: HostConnection) -> None:
         host.engine_id = engine_id
     if host.engine_id != engine_id:
         raise EngineReplaced(
-            f"another Engine answers at this address ({engine_id}, not {host.engine_id}); empty the host's engine id "
-            "to accept it"
+            f"another Engine answers at this address ({engine_id}, not {host.engine_id}); if that is meant, choose "
+            "'Accept the Engine that answers now' among the actions of Docker hosts"
         )
 
 

@@ -34,7 +34,7 @@ class Status(models.TextChoices):
 ALIVE = (Status.LAUNCHING, Status.STARTING, Status.RECOVERING, Status.RUNNING)
 #: A job in one of these belongs to one process until the lease is over.
 LEASED = (Status.LAUNCHING, Status.STARTING, Status.RECOVERING)
-#: A job in one of these has no container that runs, and may get one.
+#: A job in one of these has no container that is known to run, and may get one.
 WAITING = (Status.PENDING, Status.SCHEDULED, Status.QUEUED, *LEASED)
 ENDED = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
@@ -129,7 +129,9 @@ class DockerHost(models.Model):
     max_concurrent_jobs = models.PositiveIntegerField(default=10)
     cap_drop_all = models.BooleanField(default=False, help_text="Drop all capabilities of every container.")
     engine_id = models.CharField(
-        max_length=255, blank=True, help_text="Set at first contact. Empty it to accept another Engine at this address."
+        max_length=255,
+        blank=True,
+        help_text="Set at first contact. An action of the list of hosts accepts another Engine at this address.",
     )
     last_seen_at = models.DateTimeField(null=True, blank=True, editable=False)
     #: When a pass last found that it had gone down: tells a job that ended with its Engine from one that was killed.

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 HOLD_SECONDS = 30
 #: … and for as long as the pull takes while this process lives.
 RENEW_SECONDS = 10
+#: seconds; between two looks at whether a pull has ended.
+LOOK_SECONDS = 0.2
 
 
 @dataclass

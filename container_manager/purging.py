@@ -1,6 +1,5 @@
 """To purge: what is kept no longer. Batches in transactions of their own; any number of purges may overlap."""
 
-import logging
 from collections.abc import Callable
 
 from django.db import transaction
@@ -14,8 +13,6 @@ from .models import ENDED, ContainerJob, Installation, JobAttempt, WatchedLog
 from .observing import observe
 from .transitions import from_now
 from .types import PurgeReport
-
-logger = logging.getLogger(__name__)
 
 #: Rows per transaction: tens of milliseconds, so that nothing waits for a purge for long.
 BATCH = 1000

@@ -16,7 +16,7 @@ from . import metrics, shutdown
 from .batch import launch_batch
 from .cancelling import CancelledRuns, cancel
 from .capacity import Capacity, measure
-from .claiming import LOCK_SECONDS, claim, promote_due, ready_jobs
+from .claiming import LOCK_SECONDS, claim, next_jobs, promote_due, ready_jobs
 from .enforcing import enforce
 from .engine import DockerEngine, Engine, MakeEngine
 from .exceptions import DatabaseBusy, InvalidTransition
@@ -26,7 +26,7 @@ from .locks import transaction_within
 from .models import ENDED, ContainerJob, DockerHost, Installation, Reason, Status
 from .observing import observe
 from .outlook import Outlook, look_ahead
-from .pulling import Pulls
+from .pulling import LOOK_SECONDS, Pulls
 from .purging import purge
 from .recovering import end_with_host, recover
 from .rounds import OnRound, Rounds
@@ -37,8 +37,6 @@ from .watching import LogWatches
 
 #: seconds; a claim alone gives a promotion this long.
 _PROMOTE_SECONDS = 10
-#: seconds; between two looks at a pull.
-_PULL_SECONDS = 0.2
 #: Rows per INSERT.
 _INSERT_CHUNK = 1000
 
@@ -155,7 +153,12 @@ class QueueManager:
         """The jobs that are ready, in the order in which claims take them."""
         return ready_jobs(limit)
 
+    def next_jobs(self, capacity: Capacity) -> list[ContainerJob]:
+        """The jobs that a claim with this `capacity` would take now, in its order."""
+        return next_jobs(capacity)
+
     def get_worker_metrics(self) -> QueueMetrics:
+        """How many jobs are in which state, how long the first one has waited, and the hosts' loads."""
         return metrics.measure_queue()
 
     def capacity(self, max_concurrent: int) -> Capacity:
@@ -276,7 +279,7 @@ class QueueManager:
     def await_pulls(self) -> None:
         """Wait for the pulls of this process, which end with it, until a stop is asked for."""
         while self._pulls and not shutdown.is_stopping():
-            time.sleep(_PULL_SECONDS)
+            time.sleep(LOOK_SECONDS)
             self._pulls.settle()
 
     def _to_queue(

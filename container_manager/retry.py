@@ -32,7 +32,7 @@ class Verdict(Enum):
     DROP = auto()
 
 
-#: The first class that fits decides. Source: RELIABILITY.md §2.3, measured on a real Engine.
+#: The first class that fits decides. Measured on a real Engine.
 _VERDICTS: tuple[tuple[type[ContainerManagerError], Verdict], ...] = (
     (OutcomeUnknown, Verdict.LEAVE),
     (LeaseExpired, Verdict.LEAVE),

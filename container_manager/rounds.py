@@ -20,7 +20,7 @@ from .hosts import Hosts, usable
 from .leases import WorkLease
 from .models import ContainerJob, Installation
 from .observing import observe
-from .pulling import Pulls
+from .pulling import LOOK_SECONDS, Pulls
 from .recovering import recover
 from .types import BatchResult, LoopStats, RoundReport
 from .wakeups import Wakeups, wakeups
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 #: seconds; how long a pass that is woken by events trusts in them before it lists the containers again.
 _BACKSTOP_SECONDS = 2.0
-#: seconds; between two looks at a pull.
-_PULL_SECONDS = 0.2
 #: seconds; the longest wait after the database failed again and again.
 _MAX_BACKOFF_SECONDS = 60.0
 
@@ -201,7 +199,7 @@ class Rounds:
         """Until a container or a pull ends, `seconds` are over, or a stop is asked for."""
         until = time.monotonic() + seconds
         while self._pulls and (left := until - time.monotonic()) > 0:
-            if listening.wait(min(_PULL_SECONDS, left)) or self._is_stopping() or self._pulls.settle():
+            if listening.wait(min(LOOK_SECONDS, left)) or self._is_stopping() or self._pulls.settle():
                 return
         listening.wait(until - time.monotonic())
 

@@ -15,8 +15,6 @@ from flows.run_container_job import run_container_job
 
 #: Of the schedule, so that it stays the same one whatever else of it changes.
 SCHEDULE_SLUG = "poll"
-#: What scheduled passes may have alive at once: the tags' and the hosts' limits are meant to be the ones that bind.
-MAX_CONCURRENT = 100
 TAGS = ("container-manager",)
 #: Who takes a deployment's runs: the runner of this name, or the work queue of this name on a pool. Flow runs that
 #: wait for a job have their own, so that they never hold up the passes.
@@ -56,7 +54,11 @@ def definitions(settings: Settings) -> tuple[Definition, ...]:
             flow=process_queue,
             name="scheduled",
             description="Harvests what has ended and launches what is ready, again and again.",
-            parameters={"max_concurrent": MAX_CONCURRENT, "timeout": 30, "work_seconds": settings.WORK_SECONDS},
+            parameters={
+                "max_concurrent": settings.MAX_CONCURRENT,
+                "timeout": 30,
+                "work_seconds": settings.WORK_SECONDS,
+            },
             interval_seconds=settings.POLL_INTERVAL_SECONDS,
         ),
         Definition(

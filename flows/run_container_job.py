@@ -45,8 +45,6 @@ from .termination import graceful_termination
 
 logger = logging.getLogger("container_manager.flows")
 
-#: Nothing of its own: the tags' and the hosts' limits are the ones that bind.
-MAX_CONCURRENT = 100
 #: seconds; locks and a busy database are waited for.
 TIMEOUT = 30
 #: seconds; how long a cancelled run stays until its container has ended. After 30 it would be killed.
@@ -159,7 +157,7 @@ def _wait(watch: JobWatch, run: OwnRun) -> None:
     with without_patience():
         queue_manager.process_queue_until(
             watch.has_ended,
-            MAX_CONCURRENT,
+            get_settings().MAX_CONCURRENT,
             timeout=TIMEOUT,
             launch=launch_within_limits if run.flow_run_id else None,
             cancelled_runs=CancelledRuns() if run.flow_run_id else None,

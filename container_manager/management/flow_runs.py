@@ -11,7 +11,7 @@ from container_manager.conf import get_settings
 from container_manager.exceptions import ShuttingDown
 from container_manager.types import FlowRunReport, LoopStats, ProcessReport, ReportT
 
-from .processing import FlowRunFailed, NotConfigured, Options
+from .processing import NotConfigured, Options, RunFailed
 from .queue_report import Console, binding_limit, one_line
 
 Via = Literal["auto", "deployment", "inline"]
@@ -80,7 +80,7 @@ class PrefectFlowRuns:
         except api.ApiNotConfigured as e:
             raise NotConfigured(one_line(e)) from e
         except triggering.FlowRunFailed as e:
-            raise FlowRunFailed(str(e), "inline" if why_inline else "deployment", e.flow_run_id) from e
+            raise RunFailed(str(e), "inline" if why_inline else "deployment", e.flow_run_id) from e
 
     def _begin(self) -> None:
         if not self._is_used:

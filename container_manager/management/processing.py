@@ -16,7 +16,7 @@ from container_manager.conf import get_settings
 from container_manager.exceptions import ContainerManagerError, ShuttingDown
 from container_manager.services import StatusGroup, job_service
 from container_manager.shutdown import stopping_when
-from container_manager.types import FlowRunReport, LoopStats, ProcessReport
+from container_manager.types import KEPT_ERRORS, FlowRunReport, LoopStats, ProcessReport
 
 from .background import TICK_SECONDS, in_background
 from .queue_report import (
@@ -40,14 +40,13 @@ from .signals import SignalWatch
 FAILURES = (ContainerManagerError, DatabaseError, OSError)
 #: seconds; the longest wait after flow runs failed again and again.
 MAX_BACKOFF_SECONDS = 60
-KEPT_ERRORS = 20
 #: Exit codes that Django's own do not cover.
 JOB_ERRORED = 3
 
 _T = TypeVar("_T")
 
 
-class FlowRunFailed(ContainerManagerError):
+class RunFailed(ContainerManagerError):
     """A flow run was made and did not end well."""
 
     def __init__(self, message: str, via: str, flow_run_id: str) -> None:
@@ -204,7 +203,7 @@ class QueueProcessor(Processor):
         }
         try:
             run = self.wait_for(lambda: self.runs.process_queue(parameters))
-        except FlowRunFailed as e:
+        except RunFailed as e:
             self.iterations += 1
             self._remember(1, [f"  - Flow run: {one_line(e)}"])
             self.console.emit(failed_json(e.via, e.flow_run_id, one_line(e)))

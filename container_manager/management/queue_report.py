@@ -7,14 +7,10 @@ from typing import Any
 from django.core.management.base import OutputWrapper
 from django.utils import timezone
 
-from container_manager.capacity import Capacity
 from container_manager.exceptions import ContainerManagerError
 from container_manager.models import ContainerJob, ContainerJobQuerySet
 from container_manager.queue import queue_manager
 from container_manager.types import FlowRunReport, JobError, LoopStats, ProcessedJob, ProcessReport
-
-#: The dry run looks no further for jobs that may start: the first ones may all be pinned to full hosts.
-_LOOK_AHEAD = 500
 
 
 class OutputLost(ContainerManagerError):
@@ -144,7 +140,7 @@ def binding_limit(max_concurrent: int) -> str:
 def show_dry_run(console: Console, max_concurrent: int) -> None:
     metrics = queue_manager.get_worker_metrics()
     slots = queue_manager.capacity(max_concurrent)
-    jobs = _next_jobs(slots)
+    jobs = queue_manager.next_jobs(slots)
     console.say("Queue Status (dry run):")
     console.say(f"  Ready to launch now: {metrics.ready_now}")
     console.say(f"  Scheduled for future: {metrics.scheduled_future}")
@@ -181,21 +177,6 @@ def show_legacy_dry_run(console: Console, jobs: ContainerJobQuerySet) -> None:
     console.emit(
         {"mode": "dry-run", "next": [{"job_id": job.pk, "status": job.status, "name": job.label} for job in chosen]}
     )
-
-
-def _next_jobs(slots: Capacity) -> list[ContainerJob]:
-    """The jobs that the claim would take, in its order, without taking them."""
-    if slots.is_full:
-        return []
-    free, left, chosen = dict(slots.free), slots.slots, []
-    for job in queue_manager.get_ready_jobs(limit=slots.slots + _LOOK_AHEAD):
-        host_id = job.pinned_host_id or max(free, key=lambda pk: (free[pk], -pk))
-        if free.get(host_id, 0) > 0:
-            free[host_id] -= 1
-            chosen.append(job)
-            if len(chosen) == left:
-                break
-    return chosen
 
 
 def _clock(job: ContainerJob) -> str:

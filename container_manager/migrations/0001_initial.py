@@ -26,7 +26,7 @@ class Migration(migrations.Migration):
                 ('is_active', models.BooleanField(default=True, help_text='Off: nothing is launched; running jobs are harvested.')),
                 ('max_concurrent_jobs', models.PositiveIntegerField(default=10)),
                 ('cap_drop_all', models.BooleanField(default=False, help_text='Drop all capabilities of every container.')),
-                ('engine_id', models.CharField(blank=True, help_text='Set at first contact. Empty it to accept another Engine at this address.', max_length=255)),
+                ('engine_id', models.CharField(blank=True, help_text='Set at first contact. An action of the list of hosts accepts another Engine at this address.', max_length=255)),
                 ('last_seen_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('last_down_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('last_error', models.TextField(blank=True, editable=False)),

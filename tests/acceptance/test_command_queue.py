@@ -11,7 +11,7 @@ import pytest
 from django.core.management.base import OutputWrapper
 
 from container_manager.exceptions import ContainerManagerError
-from container_manager.management.processing import FlowRunFailed, Options, QueueProcessor
+from container_manager.management.processing import Options, QueueProcessor, RunFailed
 from container_manager.management.queue_report import Console
 from container_manager.management.signals import SignalWatch
 from container_manager.models import ContainerJob, Status
@@ -87,7 +87,7 @@ def test_without_errors_the_line_with_how_many_ran_is_the_last() -> None:
 
 
 def test_a_trouble_is_told_once_per_change_of_state_and_tried_again_with_backoff() -> None:
-    away, broken = OSError("away"), FlowRunFailed("broken", "inline", "2")
+    away, broken = OSError("away"), RunFailed("broken", "inline", "2")
     script, said, complained = follow(away, broken, LoopStats(), ContainerManagerError("other"))
 
     assert complained == [

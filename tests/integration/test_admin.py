@@ -188,12 +188,22 @@ def test_jobs_are_run_anew_and_what_is_refused_is_told(client: Client, host: Doc
     assert LogEntry.objects.get().get_change_message() == "queued again"
 
 
+def test_jobs_that_wait_are_taken_back_and_can_be_changed(client: Client, host: DockerHost) -> None:
+    waiting, alive = in_status(Status.QUEUED), in_status(Status.RUNNING, host)
+
+    messages = act(client, "dequeue_jobs", waiting, alive)
+
+    assert [message.split(":")[0] for message in messages] == [f"Job {alive.pk}", "1 job taken back."]
+    assert b'name="image"' in client.get(url("change", JOBS, waiting.pk)).content
+
+
 @pytest.mark.parametrize(
-    ("action", "verb"), [("queue_jobs", "launch"), ("retry_jobs", "launch"), ("cancel_jobs", "cancel")]
+    ("action", "verb"),
+    [("queue_jobs", "launch"), ("dequeue_jobs", "launch"), ("retry_jobs", "launch"), ("cancel_jobs", "cancel")],
 )
 @pytest.mark.parametrize("may", [False, True])
 def test_an_action_needs_its_permission(client: Client, action: str, verb: str, may: bool) -> None:
-    job = in_status(Status.FAILED if action == "retry_jobs" else Status.PENDING)
+    job = in_status({"retry_jobs": Status.FAILED, "dequeue_jobs": Status.QUEUED}.get(action, Status.PENDING))
     # Without the one, the other one does not help.
     granted = verb if may else {"launch": "cancel", "cancel": "launch"}[verb]
     person = staff(f"{granted}_containerjob")

@@ -12,6 +12,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 
+from container_manager.capacity import measure
 from container_manager.claiming import claim, promote_due
 from container_manager.exceptions import DatabaseBusy
 from container_manager.models import ContainerJob, DockerHost, Installation, Reason, Status
@@ -68,6 +69,26 @@ def test_jobs_are_taken_by_priority_then_queued_at_then_id(host: DockerHost, see
     jobs.sort(key=lambda job: (-job.priority, job.queued_at, job.pk))
     assert ready == [job.pk for job in jobs]
     assert taken == ready[:35]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_claim_would_take_is_what_it_takes(database: str, seed: int) -> None:
+    dice, manager = random.Random(seed), QueueManager()
+    hosts = [DockerHost.objects.create(name=f"h{most}", max_concurrent_jobs=most) for most in (0, 2, 5)]
+    # More than ever fit are pinned to the full host, and are first.
+    queue(600, priority=100, pinned_host=hosts[0])
+    for _ in range(30):
+        job = ContainerJob.objects.create_job(
+            image="busybox", priority=dice.choice([0, 50]), pinned_host=dice.choice([None, *hosts])
+        )
+        manager.queue_job(job, schedule_for=dice.choice([None, now() - timedelta(seconds=dice.randrange(1, 100))]))
+    capacity = measure(dice.choice([1, 3, 20]), Limits(), {host.pk for host in hosts})
+
+    next_jobs = [job.pk for job in manager.next_jobs(capacity)]
+
+    assert promote_due(time.monotonic() + 5)
+    assert next_jobs == claimed(capacity.slots, *hosts)
+    assert len(next_jobs) == capacity.slots
 
 
 def test_a_scheduled_job_is_never_claimed_before_its_time(host: DockerHost) -> None:

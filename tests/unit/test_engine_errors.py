@@ -40,7 +40,7 @@ from tests.unit.fake_server import (
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
-#: RELIABILITY §2.1 and DESIGN's protocol, 3.
+#: Written out again; an answer that is added must be added here.
 OF_ONE_STEP: dict[tuple[str, int], type[EngineError]] = {
     ("create", 404): ImageMissing,
     ("create", 409): NameTaken,

@@ -8,7 +8,7 @@ from container_manager import exceptions
 from container_manager.exceptions import EngineError
 from container_manager.retry import RetryPolicy, Verdict, verdict_on
 
-#: RELIABILITY §2.3, written out again; a class that is added must be added here.
+#: Written out again; a class that is added must be added here.
 VERDICTS = {
     "OutcomeUnknown": Verdict.LEAVE,
     "LeaseExpired": Verdict.LEAVE,

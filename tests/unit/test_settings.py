@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 
-from container_manager.checks import check_database, check_settings
+from container_manager.checks import check_database, check_logging, check_settings
 from container_manager.conf import get_settings
 from container_manager.settings import database_from_url
 
@@ -154,6 +155,29 @@ def test_sqlite_without_immediate_transactions_is_warned_of(default: dict[str, A
 
     assert [name for name, _ in messages] == ["W001"]
     assert "SQLite without IMMEDIATE transactions" in messages[0][1]
+
+
+def test_another_database_than_these_two_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "vendor", "mysql")
+
+    messages = told(check_database(None))
+
+    assert messages == [("E003", "The queue can't be on mysql: it needs PostgreSQL or SQLite, as DATABASES['default']")]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"version": 1}, ["W004"]),
+        ({"version": 1, "disable_existing_loggers": True}, ["W004"]),
+        ({"version": 1, "disable_existing_loggers": False}, []),
+        ({}, []),
+    ],
+)
+def test_logging_that_silences_prefect_is_warned_of(settings: Any, config: dict[str, Any], expected: list[str]) -> None:
+    settings.LOGGING = config
+
+    assert [name for name, _ in told(check_logging(None))] == expected
 
 
 @pytest.mark.parametrize("url", ["sqlite:////tmp/x.sqlite3", "postgres://localhost/x"])

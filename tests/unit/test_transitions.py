@@ -13,7 +13,7 @@ from container_manager.transitions import amend, locked, move, move_many
 
 ALIVE = {"launching", "starting", "recovering", "running"}
 ENDED = {"completed", "failed", "cancelled"}
-#: DESIGN.md's table, written out again so that a slip in the product's does not pass.
+#: The table of moves, written out again so that a slip in the product's does not pass.
 TABLE = {
     "pending": {"queued", "scheduled", "cancelled"},
     "scheduled": {"queued", "pending", "cancelled"},

@@ -100,7 +100,7 @@ def test_a_wrong_field_is_named_with_what_is_wrong(fields: dict[str, Any], field
     assert message in " ".join(problems[field])
 
 
-#: RELIABILITY §8: what gives a job the host, or takes the record of its run away.
+#: What gives a job the host, or takes the record of its run away.
 DANGEROUS = {
     "privileged", "network_mode", "pid_mode", "ipc_mode", "uts_mode", "userns_mode", "cap_add", "devices",
     "security_opt", "cgroup_parent", "runtime", "volumes_from", "sysctls", "binds", "volumes", "auto_remove",
