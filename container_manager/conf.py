@@ -9,6 +9,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from .types import describe_problems
+
 #: What would give a job the host, whatever else is allowed: these, what lies in them and what they lie in.
 _PATHS_OF_THE_HOST = tuple(
     PurePosixPath(path)
@@ -130,7 +132,7 @@ def _load() -> Settings:
         return Settings.model_validate(raw)
     except ValidationError as e:
         raise ImproperlyConfigured(
-            "; ".join(f"CONTAINER_MANAGER: {problem}" for problem in describe_problems(e))
+            "; ".join(f"CONTAINER_MANAGER: {problem}" for problem in describe_problems(e, Settings))
         ) from e
 
 
@@ -140,18 +142,3 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
 
 
 setting_changed.connect(_forget, dispatch_uid="container_manager.conf")
-
-
-def describe_problems(error: ValidationError) -> list[str]:
-    """A sentence per problem, the field first. A wrong value is not repeated: it may be a secret."""
-    return [
-        f"{'.'.join(map(str, problem['loc']))}: {message_of(problem['msg'])}"
-        if problem["loc"]
-        else message_of(problem["msg"])
-        for problem in error.errors(include_url=False, include_input=False)
-    ]
-
-
-def message_of(message: str) -> str:
-    """pydantic's message without the prefix that it gives to our own."""
-    return message.removeprefix("Value error, ")

@@ -11,12 +11,11 @@ import yaml
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from .conf import describe_problems
 from .exceptions import ManifestInvalid
 from .models import ContainerJob, DockerHost, Installation
 from .policy import describe
 from .queue import queue_manager
-from .types import Frozen, JobSpec, RunSpec
+from .types import Frozen, JobSpec, RunSpec, describe_problems
 
 #: Ten years: beyond that it is a mistake, and soon no date.
 MAX_SCHEDULE_SECONDS = 10 * 366 * 24 * 3600
@@ -56,7 +55,7 @@ def parse(text: str) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except pydantic.ValidationError as e:
-        raise ManifestInvalid("; ".join(describe_problems(e))) from e
+        raise ManifestInvalid("; ".join(describe_problems(e, Manifest))) from e
 
 
 def load(path: Path | None) -> Manifest:

@@ -4,6 +4,7 @@ import secrets
 from datetime import datetime
 from typing import Any, ClassVar, Self
 
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
@@ -215,6 +216,9 @@ class ContainerJobQuerySet(models.QuerySet["ContainerJob"]):
 class ContainerJobManager(models.Manager.from_queryset(ContainerJobQuerySet)):  # type: ignore[misc]
     def build(self, *, pinned_host: DockerHost | None = None, created_by: str = "", **fields: Any) -> "ContainerJob":
         """A checked job that is not saved yet, for `queue_manager.queue_jobs`. Errors as `create_job`."""
+        if pinned_host is not None and not isinstance(pinned_host, DockerHost):
+            example = "such as DockerHost.objects.get(name=…)"
+            raise ValidationError({"pinned_host": f"must be a DockerHost, {example}, not {type(pinned_host).__name__}"})
         spec = validate_job(fields)
         return ContainerJob(pinned_host=pinned_host, created_by=created_by, **spec.model_dump(mode="json"))
 

@@ -12,8 +12,8 @@ import pydantic
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 
 from . import images
-from .conf import Settings, get_settings, message_of
-from .types import EngineAddress, JobSpec
+from .conf import Settings, get_settings
+from .types import EngineAddress, JobSpec, problems_of
 
 
 def validate_job(fields: Mapping[str, Any]) -> JobSpec:
@@ -67,24 +67,27 @@ def describe(error: ValidationError) -> str:
 
 def _by_field(error: pydantic.ValidationError) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for problem in error.errors(include_url=False, include_input=False):
-        field, *inside = problem["loc"] or (NON_FIELD_ERRORS,)
+    for problem in problems_of(error, JobSpec):
+        field, *inside = problem.where or (NON_FIELD_ERRORS,)
         where = "".join(f"{part}: " for part in inside)
-        found.setdefault(str(field), []).append(where + message_of(problem["msg"]))
+        found.setdefault(str(field), []).append(where + problem.what)
     return found
 
 
-def _problems(spec: JobSpec, settings: Settings) -> dict[str, str]:
-    found = {}
+def _problems(spec: JobSpec, settings: Settings) -> dict[str, str | list[str]]:
+    found: dict[str, str | list[str]] = {}
     if settings.ALLOWED_IMAGES and not any(
         images.is_allowed(spec.image, pattern) for pattern in settings.ALLOWED_IMAGES
     ):
         found["image"] = f"{spec.image} is not among the setting ALLOWED_IMAGES"
-    for mount in spec.mounts:
+    mounts = []
+    for number, mount in enumerate(spec.mounts):
         if mount.type == "bind" and not _is_below(mount.source, settings.ALLOWED_BIND_PREFIXES):
-            found["mounts"] = f"{mount.source} is not below any path of the setting ALLOWED_BIND_PREFIXES"
+            mounts.append(f"{number}: {mount.source} is not below any path of the setting ALLOWED_BIND_PREFIXES")
         if mount.type == "volume" and not any(fnmatchcase(mount.source, name) for name in settings.ALLOWED_VOLUMES):
-            found["mounts"] = f"volume {mount.source} is not among the setting ALLOWED_VOLUMES"
+            mounts.append(f"{number}: volume {mount.source} is not among the setting ALLOWED_VOLUMES")
+    if mounts:
+        found["mounts"] = mounts
     if settings.MAX_MEMORY_MIB and spec.memory_limit_mib and spec.memory_limit_mib > settings.MAX_MEMORY_MIB:
         found["memory_limit_mib"] = f"at most {settings.MAX_MEMORY_MIB} (setting MAX_MEMORY_MIB)"
     if settings.MAX_CPUS and spec.cpu_limit and spec.cpu_limit > settings.MAX_CPUS:

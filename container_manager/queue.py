@@ -295,7 +295,13 @@ class QueueManager:
 
 
 def _check_time(schedule_for: datetime | None) -> None:
-    if schedule_for is not None and is_naive(schedule_for):
+    if schedule_for is None:
+        return
+    if not isinstance(schedule_for, datetime):
+        raise ValidationError(
+            {"schedule_for": f"must be a datetime with a time zone, not {type(schedule_for).__name__}"}
+        )
+    if is_naive(schedule_for):
         raise ValidationError({"schedule_for": "must have a time zone: which moment it names is a guess otherwise"})
 
 

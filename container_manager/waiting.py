@@ -9,14 +9,14 @@ import pydantic
 from django.core.exceptions import ValidationError
 
 from . import secret_values
-from .conf import describe_problems, get_settings
+from .conf import get_settings
 from .engine import Stream
 from .exceptions import ContainerManagerError, EngineError
 from .following import LiveLog, LogLine, Tell
 from .models import ALIVE, ENDED, ContainerJob, DockerHost, JobAttempt, Status
 from .policy import describe
 from .queue import QueueManager, queue_manager
-from .types import JobResult, JobSpec, RunSpec
+from .types import JobResult, JobSpec, RunSpec, describe_problems
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _read(spec: RunSpec | dict[str, Any]) -> RunSpec:
     try:
         return RunSpec.model_validate(spec)
     except pydantic.ValidationError as e:
-        raise JobRefused(f"the job is refused: {'; '.join(describe_problems(e))}") from e
+        raise JobRefused(f"the job is refused: {'; '.join(describe_problems(e, RunSpec))}") from e
 
 
 def _host(name: str) -> DockerHost | None:

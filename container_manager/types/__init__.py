@@ -1,6 +1,7 @@
 """The values that travel between the layers: frozen, checked, and free of Django and Docker."""
 
 from .observations import ContainerSummary, Daemon, Observation
+from .problems import Problem, describe_problems, problems_of
 from .reports import (
     HOST_TAG_PREFIX,
     JOB_TAG,
@@ -23,7 +24,6 @@ from .reports import (
     RoundReport,
 )
 from .specs import (
-    DENIED_OPTIONS,
     MAX_COMMAND_BYTES,
     MAX_CPUS,
     MAX_ENVIRONMENT_BYTES,
@@ -44,7 +44,6 @@ from .specs import (
 from .values import Frozen, Text, is_clean
 
 __all__ = [
-    "DENIED_OPTIONS",
     "HOST_TAG_PREFIX",
     "JOB_TAG",
     "KEPT_ERRORS",
@@ -76,6 +75,7 @@ __all__ = [
     "LoopStats",
     "MountSpec",
     "Observation",
+    "Problem",
     "ProcessReport",
     "ProcessResult",
     "ProcessedJob",
@@ -85,5 +85,7 @@ __all__ = [
     "RoundReport",
     "RunSpec",
     "Text",
+    "describe_problems",
     "is_clean",
+    "problems_of",
 ]

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -21,7 +21,7 @@ MIN_MEMORY_MIB = 6
 MAX_MEMORY_MIB, MAX_CPUS = 16 * 1024 * 1024, 8192
 
 #: Create options that people try and that a job can't have, each with what to do instead.
-DENIED_OPTIONS = {
+_DENIED = {
     "privileged": "a container never gets the host's privileges",
     "cap_add": "a container never gets more capabilities than the Engine's default",
     "devices": "a container gets no device of the host",
@@ -73,6 +73,12 @@ def _split(value: Any) -> Any:
         raise ValueError(f"can't be split into arguments: {e}; give a list") from e
 
 
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[\w.-]{0,64}", value):
+        raise ValueError("must be of letters, digits and _.- alone, at most 64")
+    return value
+
+
 AbsolutePath = Annotated[Text, AfterValidator(_absolute)]
 Arguments = Annotated[tuple[Text, ...], BeforeValidator(_split)]
 
@@ -112,6 +118,7 @@ class ContainerSpec(Frozen):
     """What runs: an image, its arguments and its limits. Everything that is not named here is denied."""
 
     model_config = ConfigDict(json_schema_extra=_number_fields)
+    denied: ClassVar[dict[str, str]] = _DENIED
 
     image: Text = Field(
         description="What runs, such as `busybox` or `registry.example/team/report:1.4`. It needs nothing inside.",
@@ -177,14 +184,6 @@ class ContainerSpec(Frozen):
         default="missing", description="When the image is pulled."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _deny(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name in values.keys() & DENIED_OPTIONS.keys():
-                raise ValueError(f"`{name}` is denied: {DENIED_OPTIONS[name]}")
-        return values
-
     @field_validator("image")
     @classmethod
     def _is_reference(cls, value: str) -> str:
@@ -246,9 +245,8 @@ class ContainerSpec(Frozen):
 class JobSpec(ContainerSpec):
     """A container and how it is run: when others wait, for how long, and how often again."""
 
-    name: str = Field(
+    name: Annotated[str, AfterValidator(_name)] = Field(
         default="",
-        pattern=r"^[\w.-]{0,64}$",
         description="What people know the job by: letters, digits and _.-",
         examples=["nightly-report"],
     )

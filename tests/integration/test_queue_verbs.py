@@ -76,7 +76,9 @@ def test_a_new_job_is_saved_and_scheduled_with_the_priority_given(host: DockerHo
     assert values(job) == row(job)
 
 
-@pytest.mark.parametrize(("field", "value"), [("schedule_for", datetime(2030, 1, 1)), ("priority", 101)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("schedule_for", datetime(2030, 1, 1)), ("schedule_for", "2030-01-01"), ("priority", 101)]
+)
 def test_an_argument_that_is_wrong_is_refused_by_field(
     host: DockerHost, manager: QueueManager, field: str, value: object
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 
 from container_manager.models import ContainerJob
-from container_manager.types import DENIED_OPTIONS
+from container_manager.types import ContainerSpec
 
 KIB = 1024
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -31,12 +31,12 @@ REFUSED = [
         "https://registry.example/tool", "/busybox", "busybox/", "a//b", "b\u00fcsybox", "${IMAGE}", "../busybox",
     ]),
     ({"image": "busybox" + NUL}, "image", "NUL"),
-    ({"image": None}, "image", "valid string"),
+    ({"image": None}, "image", 'must be text, such as "busybox"'),
     ({"command": 'echo "one'}, "command", "No closing quotation"),
     ({"command": ["echo", NUL]}, "command", "NUL"),
     ({"command": ["echo", SURROGATE]}, "command", ""),
-    ({"command": ["echo", 1]}, "command", "valid string"),
-    ({"command": {"echo": "1"}}, "command", "valid tuple"),
+    ({"command": ["echo", 1]}, "command", "1: must be text"),
+    ({"command": {"echo": "1"}}, "command", "must be a list, such as [\"sh\", "),
     ({"command": ["x" * (128 * KIB)]}, "command", "must not be longer than 131072 bytes"),
     ({"command": ["\u00e9"] * (50 * KIB)}, "command", "must not be longer than 131072 bytes"),
     ({"entrypoint": "'"}, "entrypoint", "No closing quotation"),
@@ -48,8 +48,8 @@ REFUSED = [
     ({"secret_environment": {"CM_X": "1"}}, "secret_environment", "CM_X: names that begin with CM_ are ours"),
     ({"environment": {"A": NUL}}, "environment", "A: must not contain a NUL"),
     ({"environment": {"A": SURROGATE}}, "environment", "A: "),
-    ({"environment": {"A": 1}}, "environment", "A: Input should be a valid string"),
-    ({"environment": ["A=1"]}, "environment", "valid dictionary"),
+    ({"environment": {"A": 1}}, "environment", "A: must be text"),
+    ({"environment": ["A=1"]}, "environment", 'such as {"REGION": "eu"}'),
     ({"environment": {"A": "x" * (1024 * KIB)}}, "environment", "must not be larger than 1048576 bytes"),
     ({"environment": {"A": "1"}, "secret_environment": {"A": "r"}}, NON_FIELD_ERRORS, "A is in both `environment`"),
     ({"secret_environment": {"A": "r"}}, "secret_environment", "needs the setting SECRET_RESOLVER"),
@@ -69,26 +69,35 @@ REFUSED = [
     (mount(type="npipe", source="x"), "mounts", "'volume', 'bind' or 'tmpfs'"),
     *((mount(source=source), "mounts", "is the volume's name") for source in ["", "/etc", "a/b", "..", "a:b"]),
     (mount(source="v", target="in"), "mounts", "must be an absolute path"),
-    (mount(source="v", propagation="shared"), "mounts", "Extra inputs"),
-    ({"mounts": ["/etc:/etc"]}, "mounts", "valid dictionary"),
+    (mount(source="v", propagation="shared"), "mounts", "propagation: there is no such field"),
+    ({"mounts": ["/etc:/etc"]}, "mounts", "0: must be an object"),
     *(({"networks": [name]}, "networks", "must be the name of a network") for name in [
         "host", "container:x", "ns:/proc/1/ns/net", "", "a b", "-a",
     ]),
     ({"networks": ["none", "other"]}, "networks", "`none` can't be combined"),
-    ({"networks": "bridge"}, "networks", "valid tuple"),
+    ({"networks": "bridge"}, "networks", 'must be a list, such as ["backend"]'),
     ({"labels": {"container-manager.job": "1"}}, "labels", "names that begin with container-manager. are ours"),
     ({"labels": {"": "1"}}, "labels", "is no name of a label"),
     ({"labels": {"a=b": "1"}}, "labels", "is no name of a label"),
     ({"labels": {"a": NUL}}, "labels", "NUL"),
     ({"pull_policy": "sometimes"}, "pull_policy", "'missing', 'always' or 'never'"),
-    *(({"name": name}, "name", "pattern") for name in ["a\nb", "a\n", "\n", EMOJI, "n" * 65, "a b", "<b>", "a/b"]),
+    *(({"name": name}, "name", "must be of letters") for name in [
+        "a\nb", "a\n", "\n", EMOJI, "n" * 65, "a b", "<b>", "a/b",
+    ]),
     *(({"priority": value}, "priority", "") for value in [-1, 101, "high", None]),
     *(({"timeout_seconds": value}, "timeout_seconds", "") for value in [0, -1, 10**9, None]),
     *(({"max_retries": value}, "max_retries", "") for value in [-1, 10**6]),
     *(({"retry_exit_codes": [value]}, "retry_exit_codes", "0: ") for value in [0, 256, -1, "x"]),
-    ({"restart": "always"}, "restart", "Extra inputs are not permitted"),
-    ({"status": "running"}, "status", "Extra inputs are not permitted"),
-    ({"container_id": "c"}, "container_id", "Extra inputs are not permitted"),
+    ({"restart": "always"}, "restart", "there is no such field"),
+    ({"status": "running"}, "status", "there is no such field"),
+    ({"container_id": "c"}, "container_id", "there is no such field"),
+    ({"memory_limit_mb": 5}, "memory_limit_mb", "there is no such field; did you mean `memory_limit_mib`?"),
+    ({"memory_limit_mib": "512m"}, "memory_limit_mib", "must be a whole number, such as 512"),
+    ({"timeout_seconds": "1h"}, "timeout_seconds", "must be a whole number, such as 3600"),
+    ({"cpu_limit": "two"}, "cpu_limit", "must be a number, such as 1.5"),
+    ({"retry_exit_codes": 75}, "retry_exit_codes", "must be a list, such as [75]"),
+    ({"rerun_on_lost": "perhaps"}, "rerun_on_lost", "must be true or false"),
+    ({"pinned_host": "local"}, "pinned_host", "must be a DockerHost, such as DockerHost.objects.get(name=…), not str"),
 ]  # fmt: skip
 
 
@@ -100,6 +109,19 @@ def test_a_wrong_field_is_named_with_what_is_wrong(fields: dict[str, Any], field
     assert message in " ".join(problems[field])
 
 
+def test_each_wrong_mount_is_named_by_its_number() -> None:
+    ours, theirs, etc = ({"source": source, "target": "/a", "type": kind} for kind, source in (
+        ("volume", "cm-ours"), ("volume", "theirs"), ("bind", "/etc"),
+    ))  # fmt: skip
+
+    assert refusal(mounts=[ours, theirs, etc]) == {
+        "mounts": [
+            "1: volume theirs is not among the setting ALLOWED_VOLUMES",
+            "2: /etc is not below any path of the setting ALLOWED_BIND_PREFIXES",
+        ]
+    }
+
+
 #: What gives a job the host, or takes the record of its run away.
 DANGEROUS = {
     "privileged", "network_mode", "pid_mode", "ipc_mode", "uts_mode", "userns_mode", "cap_add", "devices",
@@ -108,11 +130,11 @@ DANGEROUS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("option", sorted(DENIED_OPTIONS.keys() | DANGEROUS))
+@pytest.mark.parametrize("option", sorted(ContainerSpec.denied.keys() | DANGEROUS))
 def test_a_denied_option_is_refused_with_what_to_do_instead(option: str) -> None:
     problems = refusal(**{option: None})
 
-    assert problems == {NON_FIELD_ERRORS: [f"`{option}` is denied: {DENIED_OPTIONS[option]}"]}
+    assert problems == {option: [f"denied: {ContainerSpec.denied[option]}"]}
 
 
 def test_every_wrong_field_is_named_at_once() -> None:
