@@ -259,7 +259,10 @@ def quiet_console(*, is_verbose: bool = False, with_failures: bool = False) -> N
     if not is_verbose:
         # What a server did not take before it went away comes out whole, and what was not sent is told of on stderr,
         # whatever the levels, by the switch that the standard library has for it.
-        logging.getLogger("prefect._internal").handlers[:] = [logging.NullHandler()]
+        for handler in logging.getLogger("prefect._internal").handlers:
+            # A handler of Prefect's configuration has a name; others, such as a test runner's, are not ours to change.
+            if handler.name:
+                handler.setLevel(logging.CRITICAL)
         logging.raiseExceptions = False
 
 
