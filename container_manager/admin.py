@@ -10,6 +10,7 @@ from django.contrib.admin.widgets import AdminTextareaWidget
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.db.models import QuerySet
+from django.db.models.functions import Length, Right
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
@@ -62,6 +63,12 @@ class JobAttemptInline(_AttemptInline):
     fields = ("host_name", "reason", "exit_code", "run_time", "error", "stdout_end", "stderr_end")
     readonly_fields = fields
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[JobAttempt]:
+        # A page of many attempts would be hundreds of megabytes.
+        rows = super().get_queryset(request).defer("stdout", "stderr")
+        ends = {f"{stream}_shown": Right(stream, _SHOWN) for stream in ("stdout", "stderr")}
+        return rows.annotate(**ends, stdout_length=Length("stdout"), stderr_length=Length("stderr"))
+
     def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False
 
@@ -81,16 +88,14 @@ class JobAttemptInline(_AttemptInline):
         return self._end(attempt, "stderr")
 
     def _end(self, attempt: JobAttempt, stream: str) -> SafeString | str:
-        text: str = getattr(attempt, stream)
+        text, length = getattr(attempt, f"{stream}_shown"), getattr(attempt, f"{stream}_length")
         if not text:
             days = get_settings().KEEP_LOGS_DAYS
             is_old = attempt.ended_at < timezone.now() - timedelta(days=days)
             return f"nothing, or purged: logs are kept for {days} days (KEEP_LOGS_DAYS)" if is_old else "-"
         url = reverse("admin:container_manager_log", args=(attempt.job_id, attempt.number, stream))
-        cut = "" if len(text) <= _SHOWN else f"the last {_SHOWN} of {len(text)} characters; "
-        return format_html(
-            '<pre style="white-space: pre-wrap">{}</pre>{}<a href="{}">download</a>', text[-_SHOWN:], cut, url
-        )
+        cut = "" if length <= _SHOWN else f"the last {_SHOWN} of {length} characters; "
+        return format_html('<pre style="white-space: pre-wrap">{}</pre>{}<a href="{}">download</a>', text, cut, url)
 
 
 @admin.register(ContainerJob)

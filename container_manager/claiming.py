@@ -44,6 +44,8 @@ class _Candidate(NamedTuple):
     queued_at: Any
     pk: int
     pinned_host_id: int | None
+    #: Where its image was pulled for it.
+    pulled_host_id: int | None
 
 
 def promote_due(until: float) -> int:
@@ -183,7 +185,7 @@ def _ready(pinned_to: Iterable[int | None], most: int | None) -> list[ContainerJ
 
 
 def _candidate(job: ContainerJob) -> _Candidate:
-    return _Candidate(-job.priority, job.queued_at or job.scheduled_for, job.pk, job.pinned_host_id)
+    return _Candidate(-job.priority, job.queued_at or job.scheduled_for, job.pk, job.pinned_host_id, job.pulled_host_id)
 
 
 def _by_host(dealt: dict[int, int]) -> Any:
@@ -208,7 +210,7 @@ def _candidates(capacity: Capacity, slots: int, only: Collection[int] | None) ->
         among = f" AND id IN ({', '.join(['%s'] * len(only))})" if only else " AND 1 = 0"
         ids = list(only)
     arm = (
-        "SELECT * FROM (SELECT -priority, queued_at, id, pinned_host_id FROM {table}"
+        "SELECT * FROM (SELECT -priority, queued_at, id, pinned_host_id, pulled_host_id FROM {table}"
         " WHERE status = 'queued' AND pinned_host_id {host}{among}"
         " ORDER BY priority DESC, queued_at, id LIMIT %s) AS arm"
     )
@@ -225,13 +227,15 @@ def _candidates(capacity: Capacity, slots: int, only: Collection[int] | None) ->
 
 
 def _deal(candidates: Iterable[_Candidate], capacity: Capacity, slots: int) -> dict[int, int]:
-    """job id -> host id. A job that may run anywhere goes where most is free."""
+    """job id -> host id. A job that may run anywhere goes where it has its image, else where most is free."""
     free = dict(capacity.free)
     dealt: dict[int, int] = {}
     for job in candidates:
         if len(dealt) == slots:
             break
-        host_id = job.pinned_host_id or max(free, key=lambda pk: (free[pk], -pk))
+        host_id = job.pinned_host_id or job.pulled_host_id or 0
+        if not free.get(host_id) and not job.pinned_host_id:
+            host_id = max(free, key=lambda pk: (free[pk], -pk))
         if free[host_id] > 0:
             free[host_id] -= 1
             dealt[job.pk] = host_id

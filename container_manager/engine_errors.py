@@ -70,6 +70,8 @@ _NOT_CONNECTED = (
     urllib3.exceptions.NewConnectionError,
     urllib3.exceptions.ConnectTimeoutError,
 )
+#: A connection that was there, and on which nothing came for longer than the call may take.
+_SILENT = (TimeoutError, requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError)
 _NOT_ALLOWED = (PermissionError, ssl.SSLError, requests.exceptions.SSLError)
 _NOT_JSON = (json.JSONDecodeError, requests.exceptions.JSONDecodeError)
 _ODD_CONTENT = (LookupError, TypeError, AttributeError, ValueError)
@@ -114,6 +116,9 @@ def _ours(step: Step, error: Exception) -> EngineError:
         return HostUnavailable(message)
     if _is_any(chain, _NOT_JSON):
         return HostMisconfigured(storable(f"{step}: what answers is no Docker Engine: {chain[-1]}"))
+    if step == "pull" and _is_any(chain, _SILENT):
+        # It took too long; the Engine itself answers others.
+        return EngineFailed(message)
     if _is_any(chain, _TRANSPORT):
         return OutcomeUnknown(message) if step in _SIDE_EFFECTS else HostUnavailable(message)
     if step in ("version", "identify"):
@@ -128,6 +133,9 @@ def _by_status(step: Step, status: int, message: str) -> EngineError:
     if step == "version":
         # Nothing was asked for yet; whatever is wrong there may pass.
         return HostMisconfigured(message) if kind is HostMisconfigured else HostUnavailable(message)
+    if step == "pull" and (kind is HostMisconfigured or status in _GATEWAY):
+        # Engines hand a registry's own status on: the image is refused, not the Engine's host at fault.
+        return EngineFailed(message)
     if status in _GATEWAY:
         return OutcomeUnknown(message) if step in _SIDE_EFFECTS else HostUnavailable(message)
     return kind(message)

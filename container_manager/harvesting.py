@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -89,7 +90,8 @@ def _harvest(
         stderr = yield from _read(connection, container_id, "stderr", secrets)
         if seen.exit_code == _KILLED and not seen.oom_killed:
             # The Engine may learn that memory was the reason a moment after the exit itself.
-            seen = yield partial(engine.inspect, container_id)
+            with suppress(ContainerGone):
+                seen = yield partial(engine.inspect, container_id)
         daemon: Daemon | None = (yield engine.daemon) if is_suspect(job, seen) else None
     except ContainerGone:
         return if_gone()
@@ -117,9 +119,10 @@ def _read(connection: HostConnection, container_id: str, stream: Stream, secrets
     log = BoundedLog(settings.LOG_HEAD_BYTES, settings.LOG_TAIL_BYTES)
     try:
         yield partial(connection.engine.read_log, container_id, stream, log, settings.LOG_SECONDS)
-    except (ContainerGone, HostUnavailable, HostMisconfigured):
+    except (HostUnavailable, HostMisconfigured):
         raise
     except EngineError as e:
+        # Also that it is gone by now: it was seen ended.
         log.cut_short(f"unavailable: {e}")
     # A cut may go through a secret, half of which would be left.
     return secret_values.masked(log.text(whole_lines=bool(secrets)), secrets)

@@ -211,7 +211,8 @@ def _confirm(connection: HostConnection) -> None:
     engine_id = connection.take_answer().result()
     if not host.engine_id:
         DockerHost.objects.filter(pk=host.pk, engine_id="").update(engine_id=engine_id)
-        host.engine_id = engine_id
+        # Another machine, whose Engine is another one, may have been the first.
+        host.engine_id = DockerHost.objects.filter(pk=host.pk).values_list("engine_id", flat=True).first() or ""
     if host.engine_id != engine_id:
         raise EngineReplaced(
             f"another Engine answers at this address ({engine_id}, not {host.engine_id}); if that is meant, choose "

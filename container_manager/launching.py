@@ -161,7 +161,7 @@ class _Launch:
             return self._hold()
         match verdict_on(error):
             case Verdict.HAND_BACK:
-                return self._report(hand_back(job, host, str(error), is_counted=False))
+                return self._report(hand_back(job, host, self._masked(str(error)), is_counted=False))
             case Verdict.RETRY:
                 return self._retry(error)
             case Verdict.FAIL:

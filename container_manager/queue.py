@@ -70,9 +70,11 @@ class QueueManager:
         if priority is not None:
             job.priority = priority
         job.validated_spec()
-        if job.pk is None:
-            job.save(force_insert=True)
-        self._to_queue(job, schedule_for, (Status.PENDING,), "was it queued already? A job that has ended is retried")
+        with transaction.atomic():
+            if job.pk is None:
+                job.save(force_insert=True)
+            hint = "was it queued already? A job that has ended is retried"
+            self._to_queue(job, schedule_for, (Status.PENDING,), hint)
         return job
 
     def queue_jobs(self, jobs: Iterable[ContainerJob]) -> list[ContainerJob]:

@@ -1,7 +1,9 @@
 """The values behind a job's secret references: resolved where the job is launched, and kept out of every text."""
 
 import json
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 
 from django.db import connections
 from django.utils.module_loading import import_string
@@ -17,8 +19,25 @@ _SECRET_LENGTH = 6
 def resolve(references: Mapping[str, str]) -> dict[str, str]:
     """Variable -> value. Slow, as its resolver may ask a server: to be called in a thread of a host's.
 
-    Raises `SecretUnavailable`, without the value.
+    Raises `SecretUnavailable`, without the value, also if there is none within DOCKER_TIMEOUT_SECONDS.
     """
+    seconds, answer = get_settings().DOCKER_TIMEOUT_SECONDS, Future[dict[str, str]]()
+    # Daemon: what hangs can't be interrupted, and must keep neither the host's thread nor the process.
+    threading.Thread(target=_answer, args=(answer, references), name="secrets", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise SecretUnavailable(f"secret_environment: the resolver did not answer within {seconds:g} s") from None
+
+
+def _answer(answer: "Future[dict[str, str]]", references: Mapping[str, str]) -> None:
+    try:
+        answer.set_result(_resolved(references))
+    except BaseException as e:  # noqa: BLE001 (it is raised where it is waited for)
+        answer.set_exception(e)
+
+
+def _resolved(references: Mapping[str, str]) -> dict[str, str]:
     try:
         resolver: Callable[[str], str] = import_string(get_settings().SECRET_RESOLVER or "")
     except ImportError as e:

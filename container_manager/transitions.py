@@ -44,14 +44,14 @@ _OF_ONE_TRY: dict[str, Any] = {
     "stop_reason": "",
     "missing_at": None,
 }
+#: What belongs to the image that a job had; one that is pending may get another.
+_OF_ITS_IMAGE: dict[str, Any] = {"pulled_host": None, "pull_error": "", "last_error": ""}
 #: What an explicit retry clears besides: the job begins anew.
 _OF_ALL_TRIES: dict[str, Any] = {
+    **_OF_ITS_IMAGE,
     "cancel_requested_at": None,
-    "last_error": "",
     "retry_count": 0,
     "launch_tries": 0,
-    "pulled_host": None,
-    "pull_error": "",
     # It waited for the tries before.
     "flow_run_id": None,
 }
@@ -169,7 +169,7 @@ def _changes(source: Status, to: Status) -> dict[str, Any]:
     if to not in LEASED:
         changes |= {"claimed_by": "", "claimed_until": None}
     if to in (Status.QUEUED, Status.SCHEDULED, Status.PENDING):
-        changes |= _OF_ONE_TRY
+        changes |= _OF_ONE_TRY | (_OF_ITS_IMAGE if to == Status.PENDING else {})
         if source in ENDED:
             changes |= _OF_ALL_TRIES
     if to == Status.QUEUED:

@@ -91,6 +91,16 @@ def test_what_a_claim_would_take_is_what_it_takes(database: str, seed: int) -> N
     assert len(next_jobs) == capacity.slots
 
 
+def test_a_job_goes_where_its_image_was_pulled_for_it_while_there_is_a_slot(database: str) -> None:
+    small, large = (DockerHost.objects.create(name=f"h{most}", max_concurrent_jobs=most) for most in (1, 9))
+    queue(2)
+    ContainerJob.objects.update(pulled_host=small)
+
+    taken = claim(9, {small.pk, large.pk}).jobs
+
+    assert [job.slot_host_id for job in taken] == [small.pk, large.pk]
+
+
 def test_a_scheduled_job_is_never_claimed_before_its_time(host: DockerHost) -> None:
     moment = now() + timedelta(seconds=0.3)
     job = QueueManager().queue_job(ContainerJob.objects.create_job(image="busybox"), schedule_for=moment)

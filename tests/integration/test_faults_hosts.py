@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+from django.db import connections
 
 from container_manager.exceptions import HostMisconfigured, HostUnavailable, OutcomeUnknown
 from container_manager.models import ContainerJob, DockerHost, Reason, Status
@@ -185,6 +186,24 @@ def test_another_engine_at_the_address_does_not_mean_that_the_known_one_is_down(
     one_round(manager)
     assert (row(job).status, row(job).reason) == (Status.FAILED, Reason.EXIT_CODE)
     assert (DockerHost.objects.get().last_down_at, DockerHost.objects.get().last_error) == (None, "")
+
+
+def test_of_two_machines_at_first_contact_one_works(fleet: Fleet, manager: QueueManager) -> None:
+    host = fleet.add_host()
+    job = queued(manager)
+    DockerHost.objects.update(engine_id="")
+
+    def be_first() -> None:
+        """Between our look at the row and the answer."""
+        DockerHost.objects.update(engine_id="engine-of-another-machine")
+        connections.close_all()
+
+    host.before("identify", be_first)
+
+    [anomaly] = one_round(manager).anomalies
+
+    assert "another Engine answers" in anomaly
+    assert (row(job).status, DockerHost.objects.get().engine_id) == (Status.QUEUED, "engine-of-another-machine")
 
 
 def test_nothing_of_a_host_is_touched_while_another_engine_answers(fleet: Fleet, manager: QueueManager) -> None:

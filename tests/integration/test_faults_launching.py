@@ -1,18 +1,21 @@
 """Launches of which something fails: an answer that is lost, a secret, the database, a rule, a transaction."""
 
 import json
+import threading
 from collections.abc import Callable
 from itertools import chain, repeat
 from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import OperationalError, transaction
 
 from container_manager.exceptions import (
+    ContainerGone,
     ContainerManagerError,
     EngineError,
     EngineFailed,
+    HostMisconfigured,
     QueueIsNewer,
     RequestRefused,
 )
@@ -30,6 +33,7 @@ from tests.fake_engine import (
     row,
 )
 
+is_over = threading.Event()
 SECRETS = {"short": "abc", "long": "abcdef", "quoted": 'p"w\\é'}
 
 
@@ -182,6 +186,58 @@ def test_no_part_of_any_secret_is_left_in_an_error(
     assert (kept in caplog.text, said in caplog.text) == (True, False)
 
 
+def test_no_secret_is_left_where_the_host_is_at_fault(host: FakeEngine, manager: QueueManager, resolver: None) -> None:
+    job = queued(manager, secret_environment={"A": "long"})
+    host.before("create", raising(HostMisconfigured("a proxy refuses abcdef")))
+
+    manager.launch_next_batch()
+
+    assert (row(job).status, row(job).last_error) == (Status.QUEUED, "a proxy refuses ***")
+
+
+def hang(reference: str) -> str:
+    is_over.wait(60)
+    return ""
+
+
+def test_a_resolver_that_hangs_is_a_launch_error_of_its_job_alone(
+    host: FakeEngine, manager: QueueManager, settings: Any
+) -> None:
+    is_over.clear()
+    ours = {"SECRET_RESOLVER": f"{__name__}.hang", "DOCKER_TIMEOUT_SECONDS": 0.2}
+    settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | ours
+    job, other = queued(manager, secret_environment={"A": "ref"}, max_retries=0), queued(manager)
+
+    batch = manager.launch_next_batch()
+    is_over.set()
+
+    assert (row(job).status, batch.job_ids) == (Status.FAILED, (other.pk,))
+    assert "the resolver did not answer within 0.2 s" in row(job).last_error
+
+
+def test_what_ended_is_no_loss_if_its_logs_are_gone(host: FakeEngine, manager: QueueManager) -> None:
+    job = launched(manager)
+    host.end(job.container_id, 0)
+    host.always("read_log", raising(ContainerGone("dead")))
+
+    one_round(manager)
+
+    assert (row(job).status, row(job).exit_code) == (Status.COMPLETED, 0)
+    assert "unavailable: dead" in job.attempts.get().stdout
+
+
+def test_a_job_is_saved_and_queued_or_neither(manager: QueueManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **fields: object) -> bool:
+        raise OperationalError
+
+    monkeypatch.setattr("container_manager.queue.move", fail)
+
+    with pytest.raises(OperationalError):
+        manager.queue_job(ContainerJob.objects.build(image="busybox"))
+
+    assert not ContainerJob.objects.exists()
+
+
 def test_secrets_reach_the_container(host: FakeEngine, manager: QueueManager, resolver: None) -> None:
     job = launched(manager, secret_environment={"A": "short"}, environment={"B": "plain"})
 
@@ -252,4 +308,4 @@ def test_a_volume_is_checked_again_at_launch(host: FakeEngine, manager: QueueMan
     manager.launch_next_batch()
 
     assert (row(job).status, row(job).reason, host.count("create")) == (Status.FAILED, Reason.LAUNCH, 0)
-    assert row(job).last_error == "not allowed: mounts: volume cm-data is not among the setting ALLOWED_VOLUMES"
+    assert row(job).last_error == "not allowed: mounts: 0: volume cm-data is not among the setting ALLOWED_VOLUMES"

@@ -65,8 +65,10 @@ BY_STATUS = (
         (step, status, OutcomeUnknown if step in SIDE_EFFECTS else HostUnavailable)
         for step in CALLS
         for status in (502, 503, 504)
-        if step != "events"
+        if step not in ("events", "pull")
     ]
+    # Some Engines hand on what the registry says.
+    + [("pull", status, EngineFailed) for status in (401, 403, 407, 502, 503, 504)]
     + [("events", 500, EngineFailed), ("events", 503, HostUnavailable)]
 )
 

@@ -192,7 +192,20 @@ def test_an_explicit_retry_begins_anew(host: DockerHost, source: str, to: str) -
     assert in_row(job, "attempt") == 3
 
 
-@pytest.mark.parametrize(("source", "to"), [edge for edge in FORGETS_THE_TRY if edge[0] not in ENDED])
+@pytest.mark.parametrize("source", ["queued", "scheduled"])
+def test_a_job_that_is_taken_back_forgets_what_its_image_left(host: DockerHost, source: str) -> None:
+    job = job_in(source, host, **ALL_TRIES | {"cancel_requested_at": None})
+
+    move(job, "pending")
+
+    kept = {name: ALL_TRIES[name] for name in ("retry_count", "launch_tries")}
+    forgotten = {name: NO_TRIES[name] for name in ("last_error", "pull_error")}
+    assert values(job, kept | forgotten) == kept | forgotten
+
+
+@pytest.mark.parametrize(
+    ("source", "to"), [edge for edge in FORGETS_THE_TRY if edge[0] not in ENDED and edge[1] != "pending"]
+)
 def test_a_retry_by_the_queue_keeps_its_counts(host: DockerHost, source: str, to: str) -> None:
     kept = ALL_TRIES | {"cancel_requested_at": None}
     job = job_in(source, host, **kept)
