@@ -6,7 +6,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A wrong value may be a secret: pydantic's own text must not repeat it.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def is_clean(text: str) -> bool:

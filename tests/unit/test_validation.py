@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import pydantic
 import pytest
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 
 from container_manager.models import ContainerJob
-from container_manager.types import ContainerSpec
+from container_manager.types import ContainerSpec, RunSpec
 
 KIB = 1024
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -107,6 +108,14 @@ def test_a_wrong_field_is_named_with_what_is_wrong(fields: dict[str, Any], field
 
     assert list(problems) == [field]
     assert message in " ".join(problems[field])
+
+
+def test_pydantics_own_text_repeats_no_value() -> None:
+    with pytest.raises(pydantic.ValidationError) as refused:
+        RunSpec(image="busybox", memory_limit_mib="s3cret")
+
+    assert "memory_limit_mib" in str(refused.value)
+    assert "s3cret" not in str(refused.value)
 
 
 def test_each_wrong_mount_is_named_by_its_number() -> None:
