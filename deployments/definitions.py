@@ -43,7 +43,7 @@ class Definition:
 
     @property
     def entrypoint(self) -> str:
-        """A module path, so that the package may have another name in the project that it lives in."""
+        """A module path: that of a file would hold in one folder alone."""
         flow_function: Callable[..., Any] = self.flow.fn
         return f"{flow_function.__module__}:{flow_function.__name__}"
 
