@@ -2,7 +2,7 @@
 
 import re
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, TimeoutError, expect  # noqa: A004 (it is no builtin one)
 
 
 class PrefectPages:
@@ -12,6 +12,11 @@ class PrefectPages:
 
     def open(self, path: str = "") -> None:
         self.page.goto(f"{self._address}/v2/{path}" if path else self._address)
+        try:
+            self.main.wait_for(timeout=20_000)
+        except TimeoutError:
+            # On a machine that is busy its script may not have been loaded: then nothing is shown until somebody asks.
+            self.page.reload()
 
     @property
     def main(self) -> Locator:
