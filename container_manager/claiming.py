@@ -233,9 +233,9 @@ def _deal(candidates: Iterable[_Candidate], capacity: Capacity, slots: int) -> d
     for job in candidates:
         if len(dealt) == slots:
             break
-        host_id = job.pinned_host_id or job.pulled_host_id or 0
-        if not free.get(host_id) and not job.pinned_host_id:
-            host_id = max(free, key=lambda pk: (free[pk], -pk))
+        host_id = job.pinned_host_id or max(
+            free, key=lambda pk: (free[pk] > 0 and pk == job.pulled_host_id, free[pk], -pk)
+        )
         if free[host_id] > 0:
             free[host_id] -= 1
             dealt[job.pk] = host_id

@@ -37,6 +37,8 @@ Step = Literal[
 #: After these a lost answer leaves open what happened. A pull that happens later harms nobody.
 _SIDE_EFFECTS = ("create", "connect", "start", "signal", "remove")
 
+#: What a proxy, or an Engine on its way up or down, answers.
+_GATEWAY = (502, 503, 504)
 #: Measured on real Engines, 20.10 and newer.
 _BY_STEP: dict[tuple[Step, int], type[EngineError]] = {
     ("create", 404): ImageMissing,
@@ -45,6 +47,8 @@ _BY_STEP: dict[tuple[Step, int], type[EngineError]] = {
     ("signal", 409): ContainerNotRunning,
     ("remove", 409): ContainerRunning,
     ("pull", 404): ImageMissing,
+    # Engines hand a registry's own status on: the image is refused, not the Engine's host at fault.
+    **{("pull", status): EngineFailed for status in (401, 403, 407, *_GATEWAY)},
     ("logs", 409): ContainerGone,
     ("logs", 500): LogsUnavailable,
     ("logs", 501): LogsUnavailable,
@@ -57,8 +61,6 @@ _BY_STATUS: dict[int, type[EngineError]] = {
     407: HostMisconfigured,
     404: ContainerGone,
 }
-#: What a proxy, or an Engine on its way up or down, answers.
-_GATEWAY = (502, 503, 504)
 
 _TRANSPORT = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError, struct.error)
 #: Before anything was sent.
@@ -129,13 +131,12 @@ def _ours(step: Step, error: Exception) -> EngineError:
 
 
 def _by_status(step: Step, status: int, message: str) -> EngineError:
-    kind = _BY_STEP.get((step, status)) or _BY_STATUS.get(status, EngineFailed)
+    if of_this_step := _BY_STEP.get((step, status)):
+        return of_this_step(message)
+    kind = _BY_STATUS.get(status, EngineFailed)
     if step == "version":
         # Nothing was asked for yet; whatever is wrong there may pass.
         return HostMisconfigured(message) if kind is HostMisconfigured else HostUnavailable(message)
-    if step == "pull" and (kind is HostMisconfigured or status in _GATEWAY):
-        # Engines hand a registry's own status on: the image is refused, not the Engine's host at fault.
-        return EngineFailed(message)
     if status in _GATEWAY:
         return OutcomeUnknown(message) if step in _SIDE_EFFECTS else HostUnavailable(message)
     return kind(message)
