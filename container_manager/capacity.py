@@ -68,7 +68,7 @@ def measure(max_concurrent: int | None, limits: Limits, reachable: AbstractSet[i
     alive = sum(host.alive for host in hosts if host.pk in reachable or not host.is_silent)
     cap, cap_name = sys.maxsize if max_concurrent is None else max_concurrent, "max_concurrent"
     if limits.total is not None and limits.total <= cap:
-        cap, cap_name = limits.total, f"tag {JOB_TAG}"
+        cap, cap_name = limits.total, f"tag {get_settings().named(JOB_TAG)}"
     free: dict[int, int] = {}
     open_hosts: list[str] = []
     shut: dict[int, str] = {}
@@ -121,5 +121,5 @@ def _bound(host: _Load, limits: Limits) -> tuple[int, str]:
     """The most that may be alive on the host, and what says so."""
     tag_limit = limits.hosts.get(host.name)
     if tag_limit is not None and tag_limit <= host.max_concurrent_jobs:
-        return tag_limit, f"tag {HOST_TAG_PREFIX}{host.name}"
+        return tag_limit, f"tag {get_settings().named(HOST_TAG_PREFIX + host.name)}"
     return host.max_concurrent_jobs, f"max_concurrent_jobs of host {host.name}"

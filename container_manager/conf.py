@@ -1,8 +1,9 @@
 """The setting `CONTAINER_MANAGER = {...}` of a Django project, checked and frozen."""
 
+import re
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
@@ -31,6 +32,13 @@ def _bind_prefix(value: str) -> str:
     return str(path)
 
 
+def _name(value: str) -> str:
+    # It is a part of deployments, tags and artifact keys, and Prefect allows no more in the last.
+    if value and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", value):
+        raise ValueError(f"{value!r} must be at most 32 lower-case letters, digits and dashes, such as `staging`")
+    return value
+
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -48,7 +56,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: The deployments that the command triggers: `{"queue": "flow/name", "jobs": "flow/name"}`.
+    #: str, "". The installation's name on a Prefect server that it shares with another one. With it, everything that
+    #: this installation has on that server is called `<name>.…`: deployments, tags and their limits.
+    NAME: Annotated[str, AfterValidator(_name)] = ""
+    #: The deployments that the command triggers: `{"queue": "flow/name", "jobs": "flow/name"}`. By default those that
+    #: this installation registers.
     DEPLOYMENTS: Deployments = Deployments()
     #: int, 10. Interval of the deployment's schedule.
     POLL_INTERVAL_SECONDS: int = Field(default=10, ge=1)
@@ -116,6 +128,18 @@ class Settings(BaseModel):
     #: int, 1 and 14. Retention of our flow runs at the Prefect server: of passes that had nothing to do, and of all.
     KEEP_IDLE_RUNS_DAYS: int = Field(default=1, ge=0)
     KEEP_RUNS_DAYS: int = Field(default=14, ge=0)
+
+    def named(self, what: str) -> str:
+        """What this is called on the Prefect server: `<name>.<what>`; `<what>` where the installation has no name."""
+        return f"{self.NAME}.{what}" if self.NAME else what
+
+    def deployment(self, which: Literal["queue", "jobs"]) -> str:
+        """The deployment that the command triggers for this, as `flow/name`."""
+        full_name: str = getattr(self.DEPLOYMENTS, which)
+        if which in self.DEPLOYMENTS.model_fields_set:
+            return full_name
+        flow, _, name = full_name.partition("/")
+        return f"{flow}/{self.named(name)}"
 
 
 def get_settings() -> Settings:

@@ -1,18 +1,29 @@
 """The rows. A row is the record: what Docker and Prefect say is compared with it, never the other way round."""
 
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, ClassVar, Self
 
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, transaction
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 
 from .conf import get_settings
 from .exceptions import QueueIsNewer
 from .policy import validate_address, validate_job
-from .types import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, EngineAddress, Hardening, JobSpec, Limits
+from .types import (
+    PRIORITY_HIGH,
+    PRIORITY_LOW,
+    PRIORITY_NORMAL,
+    DeploymentRecord,
+    EngineAddress,
+    Hardening,
+    JobSpec,
+    Limits,
+    Registration,
+)
 
 #: Raised, by a migration too, when this version must not work on a queue beside an older one.
 PROTOCOL = 1
@@ -72,6 +83,9 @@ class Installation(models.Model):
     work_until = models.DateTimeField(null=True, blank=True, editable=False)
     #: The limits of the Prefect tags as last read; `types.Limits` as JSON.
     limits = models.JSONField(default=dict, editable=False)
+    #: What was last written to Prefect servers; `types.Registration` as JSON. The database has a default, too, for
+    #: processes of the version before.
+    registered = models.JSONField(default=dict, db_default={}, editable=False)
 
     class Meta:
         constraints = [models.CheckConstraint(condition=Q(pk=1), name="cm_installation_single")]
@@ -106,6 +120,23 @@ class Installation(models.Model):
     @property
     def tag_limits(self) -> Limits:
         return Limits.model_validate(self.limits)
+
+    @property
+    def registration(self) -> Registration:
+        return Registration.model_validate(self.registered)
+
+    @classmethod
+    def keep_registration(
+        cls, *, deployments: Mapping[str, DeploymentRecord] | None = None, limits: Mapping[str, int] | None = None
+    ) -> None:
+        """Remember what was written to a Prefect server, beside what is remembered already."""
+        with transaction.atomic():
+            installation = cls.locked()
+            known = installation.registration
+            installation.registered = Registration(
+                deployments={**known.deployments, **(deployments or {})}, limits={**known.limits, **(limits or {})}
+            ).model_dump(mode="json")
+            installation.save(update_fields=["registered"])
 
 
 class DockerHostQuerySet(models.QuerySet["DockerHost"]):

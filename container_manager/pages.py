@@ -13,6 +13,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.http import urlencode
 
+from .conf import get_settings
 from .models import ALIVE, LEASED, ContainerJob, ContainerJobQuerySet, DockerHost, JobAttempt, Status, WatchedLog
 from .outlook import Outlook, clock, seen
 from .queue import queue_manager
@@ -164,7 +165,8 @@ def _figures(metrics: QueueMetrics, outlook: Outlook) -> list[Figure]:
 
 def _tag_limits(outlook: Outlook) -> list[tuple[str, int]]:
     total = [] if outlook.limits.total is None else [(JOB_TAG, outlook.limits.total)]
-    return [*total, *((f"{HOST_TAG_PREFIX}{name}", most) for name, most in sorted(outlook.limits.hosts.items()))]
+    hosts = [(HOST_TAG_PREFIX + name, most) for name, most in sorted(outlook.limits.hosts.items())]
+    return [(get_settings().named(tag), most) for tag, most in [*total, *hosts]]
 
 
 def _host_lines(metrics: QueueMetrics, outlook: Outlook) -> list[HostLine]:

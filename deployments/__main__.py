@@ -1,21 +1,24 @@
-"""`python -m deployments`: serve the deployments. `python -m deployments limits`: the limits of the tags."""
+"""`python -m deployments`: serve the deployments. `sync` only registers them; `limits` shows the tags' limits."""
 
 import argparse
 import logging
 import sys
+from pathlib import Path
+from typing import Any
 
 from django.db.utils import Error as DatabaseError
 from prefect.settings import PREFECT_API_URL
 
 from container_manager.conf import get_settings
-from flows.api import FlowRunError, connected, translated
+from container_manager.exceptions import ContainerManagerError
+from flows.api import connected, translated
 from flows.exposure import why_open
 from flows.inline import quiet_console
 from flows.run_container_job import run_container_job
 
 from .definitions import Definition, definitions
 from .limits import see_to_limits, table
-from .registering import CannotServe
+from .registering import CannotServe, register
 from .serving import REQUEST_SECONDS, serve
 
 
@@ -28,8 +31,15 @@ def main(arguments: list[str]) -> int:
         _see_to_limits(reset=options.command == "limits" and options.reset)
         if options.command is None:
             deployments = _served()
-            serve(deployments, take_over=options.take_over, on_registered=lambda: _announce(deployments))
-    except (CannotServe, FlowRunError) as e:
+            serve(
+                deployments,
+                take_over=options.take_over,
+                alive_file=options.alive_file,
+                on_registered=lambda: _announce("serving", deployments),
+            )
+        elif options.command == "sync":
+            _sync(pool=options.pool, take_over=options.take_over, reset=options.reset)
+    except (CannotServe, ContainerManagerError) as e:
         return _fail(str(e))
     except DatabaseError as e:
         return _fail(f"the database can't be used: run `python manage.py migrate` ({' '.join(str(e).split())})")
@@ -43,6 +53,15 @@ def _served() -> tuple[Definition, ...]:
     if why:
         _say(f"not serving {run_container_job.name}: {why}")
     return tuple(definition for definition in definitions(settings) if not why or definition.flow != run_container_job)
+
+
+def _sync(*, pool: str, take_over: bool, reset: bool) -> None:
+    deployments = definitions(get_settings()) if pool else _served()
+    with translated(), connected(REQUEST_SECONDS) as client:
+        registered = register(client, deployments, pool=pool, take_over=take_over, reset=reset)
+    if len(registered) < len(deployments):
+        raise CannotServe("not all deployments could be registered: see above")
+    _announce(f"registered for the work pool {pool}:" if pool else "registered", deployments)
 
 
 def _see_to_limits(*, reset: bool) -> None:
@@ -62,19 +81,31 @@ def _see_to_limits(*, reset: bool) -> None:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m deployments", description="Serve the Prefect deployments.")
+    take_over: dict[str, Any] = {
+        "action": "store_true",
+        "help": "take over deployments that are on a work pool, or another installation's that is no more",
+    }
+    parser.add_argument("--take-over", **take_over)
     parser.add_argument(
-        "--take-over", action="store_true", help="serve deployments that are on a work pool, which takes them off it"
+        "--alive-file",
+        type=Path,
+        metavar="FILE",
+        help="touch this file whenever the API and the database have answered",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     limits = commands.add_parser("limits", help="create the tags' limits that do not exist, show all, and end")
     limits.add_argument("--reset", action="store_true", help="set the limits that were changed by hand, too")
+    sync = commands.add_parser("sync", help="register the deployments, serve nothing, and end")
+    sync.add_argument("--pool", default="", metavar="NAME", help="for the workers of this work pool")
+    sync.add_argument("--take-over", **take_over)
+    sync.add_argument("--reset", action="store_true", help="set back what was changed by hand, too")
     return parser.parse_args(arguments)
 
 
-def _announce(deployments: tuple[Definition, ...]) -> None:
+def _announce(what: str, deployments: tuple[Definition, ...]) -> None:
     for deployment in deployments:
         every = f"every {deployment.interval_seconds} s" if deployment.interval_seconds else "on demand"
-        _say(f"serving {deployment.full_name}, {every}")
+        _say(f"{what} {deployment.full_name}, {every}")
 
 
 def _fail(text: str) -> int:

@@ -8,14 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from container_manager.conf import Settings
+from flows.identity import TAG
+from flows.late_runs import SCHEDULE_SLUG as SCHEDULE_SLUG
 from flows.process_jobs import process_jobs
 from flows.process_queue import process_queue
-from flows.purge import purge
+from flows.purge import INTERVAL_SECONDS, purge
 from flows.run_container_job import run_container_job
 
-#: Of the schedule, so that it stays the same one whatever else of it changes.
-SCHEDULE_SLUG = "poll"
-TAGS = ("container-manager",)
 #: Who takes a deployment's runs: the runner of this name, or the work queue of this name on a pool. Flow runs that
 #: wait for a job have their own, so that they never hold up the passes.
 QUEUE_RUNNER, JOBS_RUNNER = "queue", "jobs"
@@ -27,15 +26,18 @@ EARLY = MIDNIGHT.replace(hour=3, minute=17)
 
 @dataclass(frozen=True)
 class Definition:
-    """One deployment; `interval_seconds` None: it runs when somebody asks for it."""
+    """One deployment of this installation; `interval_seconds` None: it runs when somebody asks for it."""
 
     flow: Any
     name: str
     description: str
+    tags: tuple[str, ...]
     parameters: dict[str, Any] = field(default_factory=dict)
     interval_seconds: int | None = None
     anchor: datetime = MIDNIGHT
     runner: str = QUEUE_RUNNER
+    #: What versions before this one wrote in the place of `description`.
+    earlier_description: str = ""
 
     @property
     def full_name(self) -> str:
@@ -49,34 +51,48 @@ class Definition:
 
 
 def definitions(settings: Settings) -> tuple[Definition, ...]:
+    named = settings.named
+
+    def tags(what: str) -> tuple[str, ...]:
+        """Two deployments have one name: in a list, this one tells them apart."""
+        return named(TAG), named(what)
+
     return (
         Definition(
             flow=process_queue,
-            name="scheduled",
-            description="Harvests what has ended and launches what is ready, again and again.",
+            name=named("scheduled"),
+            description="A pass over the queue: collects jobs that have ended and launches those that are ready.",
+            tags=tags("passes"),
             parameters={
                 "max_concurrent": settings.MAX_CONCURRENT,
                 "timeout": 30,
                 "work_seconds": settings.WORK_SECONDS,
             },
             interval_seconds=settings.POLL_INTERVAL_SECONDS,
+            earlier_description="Harvests what has ended and launches what is ready, again and again.",
         ),
         Definition(
             flow=process_jobs,
-            name="on-demand",
-            description="Does for single jobs, by id or by status, what their status asks for.",
+            name=named("on-demand"),
+            description="Jobs that are in the queue already, by id or by status: does what their status asks for.",
+            tags=tags("queued-jobs"),
+            earlier_description="Does for single jobs, by id or by status, what their status asks for.",
         ),
         Definition(
             flow=run_container_job,
-            name="on-demand",
-            description="Runs one job: what it writes and how it ends is the log and the end of the flow run.",
+            name=named("on-demand"),
+            description="A new job: runs an image and a command, shows its output, and ends as the container ends.",
+            tags=tags("new-job"),
             runner=JOBS_RUNNER,
+            earlier_description="Runs one job: what it writes and how it ends is the log and the end of the flow run.",
         ),
         Definition(
             flow=purge,
-            name="daily",
-            description="Removes containers, logs, jobs and flow runs that were kept for long enough.",
-            interval_seconds=24 * 3600,
+            name=named("daily"),
+            description="Removes containers, logs, jobs and flow runs that have been kept for long enough.",
+            tags=tags("retention"),
+            interval_seconds=INTERVAL_SECONDS,
             anchor=EARLY,
+            earlier_description="Removes containers, logs, jobs and flow runs that were kept for long enough.",
         ),
     )

@@ -4,17 +4,13 @@ import atexit
 import logging
 import multiprocessing
 import os
-import runpy
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from uuid import UUID
-
-from prefect import engine
 
 logger = logging.getLogger("container_manager.deployments")
 
@@ -34,10 +30,11 @@ def prepare(environment: dict[str, str]) -> None:
 class FlowRunProcess:
     """One flow run's. It outlives the template, and is then known by its process id alone."""
 
-    def __init__(self, flow_run_id: UUID, environment: dict[str, str]) -> None:
-        """`environment` is for a template that must be made first. One that can't be made has ended at once."""
+    def __init__(self, flow_run_id: UUID, entrypoint: str, environment: dict[str, str]) -> None:
+        """`entrypoint` (`module:name`) is the flow's. `environment` is for a template that must be made first. One that
+        can't be made has ended at once."""
         # As a daemon it is told to end, and waited for, should we end without having stopped it.
-        self._process: BaseProcess = _context.Process(target=_run, args=(str(flow_run_id),), daemon=True)
+        self._process: BaseProcess = _context.Process(target=_run, args=(flow_run_id, entrypoint), daemon=True)
         try:
             with _environ(environment):
                 self._process.start()
@@ -67,10 +64,11 @@ class FlowRunProcess:
                 os.kill(self._process.pid, number)
 
 
-def _run(flow_run_id: str) -> None:
-    sys.argv = [engine.__file__, flow_run_id]
+def _run(flow_run_id: UUID, entrypoint: str) -> None:
+    from .executing import execute
+
     try:
-        runpy.run_path(engine.__file__, run_name="__main__")
+        execute(flow_run_id, entrypoint)
     finally:
         # A forked process ends without these, which others rely on: what they collected is sent there.
         threading._shutdown()  # type: ignore[attr-defined]

@@ -4,27 +4,19 @@ from flows import _django  # noqa: F401, I001 (sets Django up before anything el
 
 from prefect.client.orchestration import SyncPrefectClient
 
-from container_manager.models import DockerHost
+from container_manager.conf import get_settings
 from container_manager.queue import queue_manager
 from container_manager.types import HOST_TAG_PREFIX, JOB_TAG
-from flows.limits import LAUNCH_TAG, create_missing, free_leaked, read_rows
-
-#: Launch tasks in flight. One would wait for the other's slot for up to seconds.
-LAUNCH_TASKS = 2
+from flows.limits import LAUNCH_TAG, free_leaked, launch_tag, read_rows, settle
 
 
 def see_to_limits(client: SyncPrefectClient, *, reset: bool = False) -> list[str]:
-    """Create the limits that every installation has, and free the slots that nobody holds. A sentence for each.
-
-    One that was set by hand is never changed, but with `reset`. `container-job` begins as the slots of all active
-    hosts.
-    """
-    slots = sum(DockerHost.objects.active().values_list("max_concurrent_jobs", flat=True))
-    wanted = {JOB_TAG: max(1, slots), LAUNCH_TAG: LAUNCH_TASKS}
-    done = [f"set the limit of tag {tag} to {limit}" for tag, limit in create_missing(wanted, reset=reset).items()]
+    """Create what is missing, follow the hosts' slots, and free the slots that nobody holds. A sentence for each."""
+    named = get_settings().named
+    done = [f"set the limit of tag {named(tag)} to {limit}" for tag, limit in settle(client, reset=reset).items()]
     row = read_rows(client).get(LAUNCH_TAG)
     if row is not None and (freed := free_leaked(client, row)):
-        done.append(f"freed {freed} slots of tag {LAUNCH_TAG}: their task runs have ended")
+        done.append(f"freed {freed} slots of tag {launch_tag()}: their task runs have ended")
     return done
 
 
@@ -42,7 +34,11 @@ def table(client: SyncPrefectClient) -> list[str]:
         (LAUNCH_TAG, launching, "launch tasks in flight"),
     ]
     cells = [
-        (f"tag {tag}", f"limit {rows[tag].limit}" if tag in rows else "no limit", f"in use {use} ({what})")
+        (
+            f"tag {get_settings().named(tag)}",
+            f"limit {rows[tag].limit}" if tag in rows else "no limit",
+            f"in use {use} ({what})",
+        )
         for tag, use, what in lines
     ]
     widths = [max(len(row[column]) for row in cells) for column in range(2)]

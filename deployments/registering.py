@@ -1,18 +1,35 @@
-"""The deployments on the server: registered as served, unless a work pool has them."""
+"""The deployments on the server: made where they are missing, and brought up to date where nobody has changed them.
 
-from collections.abc import Iterable
-from datetime import timedelta
-from typing import cast
+An existing deployment is never posted, which would delete every schedule of it, but once for its labels: a change
+can't bring these. It is patched only where something of ours differs.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.exceptions import ObjectNotFound
-from prefect.schedules import Interval
 
-from .definitions import SCHEDULE_SLUG, TAGS, Definition
+from container_manager.conf import get_settings
+from container_manager.models import Installation
+from container_manager.types import ScheduleRecord
+from flows.api import detail_of, is_of_one
+from flows.identity import describe, is_ours, labels, owner
+from flows.late_runs import SCHEDULE_SLUG
+
+from . import values
+from .definitions import Definition
+from .merging import merged
+from .renaming import find_earlier, take_the_place
+from .slots import kept_slots
+
+logger = logging.getLogger("container_manager.deployments")
 
 
 class CannotServe(Exception):
@@ -20,34 +37,108 @@ class CannotServe(Exception):
 
 
 def register(
-    client: SyncPrefectClient, definitions: Iterable[Definition], *, take_over: bool = False
+    client: SyncPrefectClient,
+    definitions: Iterable[Definition],
+    *,
+    take_over: bool = False,
+    pool: str = "",
+    reset: bool = False,
 ) -> dict[UUID, Definition]:
-    """Create or update them; by id. One that is on a work pool is taken over, with its past and its schedule, or
-    `CannotServe` says how to, before anything is changed."""
-    present = [(definition, _read(client, definition)) for definition in definitions]
-    if not take_over:
-        for definition, deployment in present:
-            _refuse_pooled(definition, deployment)
-    return {_apply(definition, deployment): definition for definition, deployment in present}
+    """Create or update them; by id. With `pool` they are for the workers of that pool, else to be served.
+
+    One that is on another pool, or another installation's, is taken over with `take_over`, with its past and its
+    schedules; else `CannotServe` says how to, before anything is changed. `reset`: what people have changed is set
+    back. One that the server can't deal with is left out, with a line.
+    """
+    registered: dict[UUID, Definition] = {}
+    problems: list[httpx.HTTPStatusError] = []
+    for definition, deployment in _present_ones(client, definitions, problems, take_over=take_over, pool=pool):
+        with _for_itself(definition, problems):
+            registered[_register(client, definition, deployment, pool, reset=reset)] = definition
+    if problems and not registered:
+        raise problems[0]
+    return registered
+
+
+def _present_ones(
+    client: SyncPrefectClient,
+    definitions: Iterable[Definition],
+    problems: list[httpx.HTTPStatusError],
+    *,
+    take_over: bool,
+    pool: str,
+) -> list[tuple[Definition, DeploymentResponse | None]]:
+    """What is there, all of it looked at before anything is changed."""
+    present: list[tuple[Definition, DeploymentResponse | None]] = []
+    for definition in definitions:
+        with _for_itself(definition, problems):
+            deployment = _read(client, definition)
+            if not take_over:
+                _refuse_foreign(definition, deployment)
+                _refuse_pooled(definition, deployment, pool)
+            present.append((definition, deployment))
+    return present
+
+
+@contextmanager
+def _for_itself(definition: Definition, problems: list[httpx.HTTPStatusError]) -> Iterator[None]:
+    """What the server can't do for this deployment keeps no other from being served."""
+    try:
+        yield
+    except httpx.HTTPStatusError as e:
+        if not is_of_one(e):
+            raise
+        problems.append(e)
+        logger.warning(
+            "%s is not served: the Prefect API answers HTTP %d for it: %s",
+            *(definition.full_name, e.response.status_code, detail_of(e.response)),
+        )
+
+
+def _register(
+    client: SyncPrefectClient, definition: Definition, present: DeploymentResponse | None, pool: str, *, reset: bool
+) -> UUID:
+    deployment = _ensure(client, definition, present, pool)
+    _update(client, definition, deployment, pool, reset=reset)
+    if present is None and (earlier := find_earlier(client, deployment)):
+        take_the_place(client, deployment, earlier)
+    return deployment.id
 
 
 def check(client: SyncPrefectClient, registered: dict[UUID, Definition]) -> None:
-    """`CannotServe` if somebody has put one of them on a work pool or removed it meanwhile."""
+    """`CannotServe` if somebody has put one of them on a work pool, taken it over or removed it meanwhile."""
     for deployment_id, definition in registered.items():
-        deployment = _read(client, definition)
+        try:
+            deployment = _read(client, definition)
+        except httpx.HTTPStatusError as e:
+            if not is_of_one(e):
+                raise
+            # It can't be shown, and is not known to have changed.
+            continue
         if deployment is None or deployment.id != deployment_id:
             raise CannotServe(f"{definition.full_name} was deleted from the Prefect server: start again to serve it")
+        _refuse_foreign(definition, deployment)
         _refuse_pooled(definition, deployment)
 
 
-def _refuse_pooled(definition: Definition, deployment: DeploymentResponse | None) -> None:
-    """A deployment is served or on a work pool, never both: both would take its runs."""
-    if deployment is None or not deployment.work_pool_name:
+def _refuse_foreign(definition: Definition, deployment: DeploymentResponse | None) -> None:
+    if deployment is None or not owner(deployment.labels) or is_ours(deployment.labels):
         return
-    pool = deployment.work_pool_name
     raise CannotServe(
-        f"{definition.full_name} is deployed on the work pool {pool!r}: start a worker with `prefect worker start "
-        f"--pool {pool}`, or end all of its workers and serve it with `python -m deployments --take-over`"
+        f"{definition.full_name} on this Prefect server belongs to another installation, {describe(deployment.labels)}:"
+        " give this one a name of its own, CONTAINER_MANAGER = {'NAME': …}; or, if the other one is no more, take its"
+        " deployments over with --take-over"
+    )
+
+
+def _refuse_pooled(definition: Definition, deployment: DeploymentResponse | None, pool: str = "") -> None:
+    there = deployment.work_pool_name if deployment else None
+    if not there or there == pool:
+        # One that is served moves to the pool: what serves it notices, and ends.
+        return
+    raise CannotServe(
+        f"{definition.full_name} is deployed on the work pool {there!r}: start a worker with `prefect worker start "
+        f"--pool {there}`, or end all of its workers and serve it with `python -m deployments --take-over`"
     )
 
 
@@ -58,35 +149,92 @@ def _read(client: SyncPrefectClient, definition: Definition) -> DeploymentRespon
         return None
 
 
-def _apply(definition: Definition, present: DeploymentResponse | None) -> UUID:
-    schedules = []
-    if definition.interval_seconds is not None:
-        # Registering would start a schedule again that somebody has paused in the UI.
-        paused = {schedule.slug for schedule in present.schedules if not schedule.active} if present else set()
-        schedules.append(
-            Interval(
-                timedelta(seconds=definition.interval_seconds),
-                anchor_date=definition.anchor,
-                timezone="UTC",
-                slug=SCHEDULE_SLUG,
-                active=SCHEDULE_SLUG not in paused,
-            )
+def _ensure(
+    client: SyncPrefectClient, definition: Definition, deployment: DeploymentResponse | None, pool: str
+) -> DeploymentResponse:
+    """The deployment with our labels."""
+    if deployment is None:
+        return _create(client, definition, pool)
+    if is_ours(deployment.labels):
+        return deployment
+    with kept_slots(client, deployment.id):
+        # Read again, just before all schedules are replaced: one may have been added meanwhile.
+        deployment = client.read_deployment(deployment.id)
+        _post(
+            client,
+            name=deployment.name,
+            flow_id=str(deployment.flow_id),
+            # What is not named is left as it is; these would not be.
+            parameters=deployment.parameters,
+            parameter_openapi_schema=deployment.parameter_openapi_schema,
+            enforce_parameter_schema=deployment.enforce_parameter_schema,
+            labels={**deployment.labels, **labels()},
+            schedules=[values.as_new(schedule) for schedule in deployment.schedules],
         )
-    deployment: RunnerDeployment = definition.flow.to_deployment(
+    return client.read_deployment(deployment.id)
+
+
+def _create(client: SyncPrefectClient, definition: Definition, pool: str) -> DeploymentResponse:
+    desired = values.desired(definition)
+    created = _post(
+        client,
         name=definition.name,
-        description=definition.description,
-        tags=list(TAGS),
-        parameters=definition.parameters,
-        schedules=schedules,
+        flow_id=str(client.create_flow_from_name(definition.flow.name)),
+        description=desired.description,
+        parameters=desired.parameters,
+        tags=desired.tags,
+        labels=labels(),
+        schedules=[values.new_schedule(desired.schedule)] if desired.schedule else [],
+        **values.technical(definition, pool),
     )
-    deployment.entrypoint = definition.entrypoint
-    # Set, though they are None already: what was never set is not sent, and a pool would be kept.
-    deployment.work_pool_name = None
-    deployment.work_queue_name = None
-    try:
-        return cast(UUID, deployment.apply())
-    except DeploymentApplyError as e:
-        if isinstance(e.__cause__, httpx.HTTPError):
-            # As every other call to the API: it may pass.
-            raise e.__cause__ from e
-        raise
+    # Nothing of what is there by now was written by anybody else.
+    Installation.keep_registration(deployments={str(created): desired})
+    return client.read_deployment(created)
+
+
+def _update(
+    client: SyncPrefectClient, definition: Definition, deployment: DeploymentResponse, pool: str, *, reset: bool
+) -> None:
+    """Change what differs and is ours to change, and remember what we wrote."""
+    now, desired = values.present(deployment, definition), values.desired(definition)
+    known = Installation.load().registration.deployments.get(str(deployment.id))
+    written = [now] if reset else [known] if known else values.earlier(definition, get_settings())
+    wanted, record = merged(now, desired, written)
+    changes: dict[str, Any] = {
+        field: value
+        for field, value in values.technical(definition, pool).items()
+        if (getattr(deployment, field) or None) != (value or None)
+    }
+    for field in ("description", "parameters", "tags"):
+        if getattr(wanted, field) != getattr(now, field):
+            changes[field] = getattr(wanted, field)
+    if wanted.is_paused != now.is_paused:
+        changes["paused"] = wanted.is_paused
+    if changes:
+        with kept_slots(client, deployment.id):
+            client.request("PATCH", "/deployments/{id}", path_params={"id": deployment.id}, json=changes)
+    if wanted.schedule != now.schedule and wanted.schedule is not None:
+        _write_schedule(client, deployment, wanted.schedule)
+    if wanted.schedule is None and desired.schedule is not None:
+        logger.warning(
+            "%s has no schedule `%s`, which was removed by hand: `python -m deployments sync --reset` makes it again",
+            definition.full_name,
+            SCHEDULE_SLUG,
+        )
+    if record != known:
+        Installation.keep_registration(deployments={str(deployment.id): record})
+
+
+def _write_schedule(client: SyncPrefectClient, deployment: DeploymentResponse, schedule: ScheduleRecord) -> None:
+    """By the endpoint of schedules, which leaves all others alone."""
+    present = values.our_schedule(deployment)
+    if present is None:
+        new = DeploymentScheduleCreate.model_validate(values.new_schedule(schedule))
+        client.create_deployment_schedules(deployment.id, [new])
+        return
+    with kept_slots(client, deployment.id):
+        client.update_deployment_schedule(deployment.id, present.id, schedule=values.interval(schedule))
+
+
+def _post(client: SyncPrefectClient, **fields: Any) -> UUID:
+    return UUID(client.request("POST", "/deployments/", json=fields).json()["id"])

@@ -4,16 +4,19 @@ Prefect's own runner ends with its API, after three looks that fail, and takes i
 and so do they: what the API could not be told it is told once it is back.
 """
 
+import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import State, StateType
@@ -22,9 +25,12 @@ from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Cancelled, Crashed, Pending, Scheduled
 from prefect.utilities.engine import propose_state_sync
 
+from flows.api import detail_of, is_of_one
 from flows.own_run import RESCHEDULED
 
 from .forking import FlowRunProcess
+
+logger = logging.getLogger("container_manager.deployments")
 
 #: seconds; between TERM and KILL for a cancelled flow run.
 _GRACE_SECONDS = 30
@@ -40,9 +46,20 @@ class _Child:
 class FlowRunner:
     """At most `limit` flow runs at once. What raises httpx's errors goes on where it was when it is called again."""
 
-    def __init__(self, limit: int, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        environment: dict[str, str],
+        entrypoint_of: Callable[[FlowRunResponse], str | None],
+        on_end: Callable[[FlowRunResponse, "State[Any]"], None] = lambda run, state: None,
+    ) -> None:
+        """`entrypoint_of` a run is its flow's, as this process knows it; None: the run is not ours. `on_end` is told
+        the state in which a run has ended."""
         self._limit = limit
         self._environment = environment
+        self._entrypoint_of, self._on_end = entrypoint_of, on_end
+        #: Not ours, or the API can't deal with them: said once, and never tried again.
+        self._left_alone: set[UUID] = set()
         self._due: dict[UUID, FlowRunResponse] = {}
         #: Taken, but the answer was lost.
         self._unsure: dict[UUID, FlowRunResponse] = {}
@@ -58,22 +75,24 @@ class FlowRunner:
 
     def offer(self, runs: Iterable[FlowRunResponse]) -> None:
         """The runs that are due, now or soon, in place of those offered before."""
-        self._due = self._unsure | {run.id: run for run in runs if run.id not in self._children}
+        runs = [run for run in runs if run.id not in self._children and run.id not in self._left_alone]
+        self._due = self._unsure | {run.id: run for run in runs}
 
     def go_on(self, client: SyncPrefectClient) -> None:
         """Begin what is due by now, and tell of what has ended. Asks the API only if there is something."""
         self._notice_ends()
         while self._ended:
-            self._settle(client, self._ended[0])
+            with self._alone(self._ended[0].flow_run):
+                self._settle(client, self._ended[0])
             self._ended.pop(0)
         now = datetime.now(UTC)
         for run in sorted(self._due.values(), key=start_time):
             if self._is_stopping or len(self._children) >= self._limit or start_time(run) > now:
                 return
-            self._unsure[run.id] = run
-            if _take(client, run):
-                self._children[run.id] = _Child(run, FlowRunProcess(run.id, self._environment))
-            del self._unsure[run.id], self._due[run.id]
+            with self._alone(run):
+                self._begin(client, run)
+            self._unsure.pop(run.id, None)
+            del self._due[run.id]
 
     def stop_cancelled(self, client: SyncPrefectClient) -> None:
         if not self._children:
@@ -99,6 +118,30 @@ class FlowRunner:
         for child in self._children.values():
             child.process.kill()
 
+    def _begin(self, client: SyncPrefectClient, run: FlowRunResponse) -> None:
+        entrypoint = self._entrypoint_of(run)
+        if entrypoint is None:
+            self._left_alone.add(run.id)
+            logger.warning("flow run %s is of a deployment that is not served here, and is left alone", run.id)
+            return
+        self._unsure[run.id] = run
+        if _take(client, run):
+            self._children[run.id] = _Child(run, FlowRunProcess(run.id, entrypoint, self._environment))
+
+    @contextmanager
+    def _alone(self, run: FlowRunResponse) -> Iterator[None]:
+        """What the API can't do for this run keeps no other from running."""
+        try:
+            yield
+        except httpx.HTTPStatusError as e:
+            if not is_of_one(e):
+                raise
+            self._left_alone.add(run.id)
+            logger.warning(
+                "flow run %s (%s) is left alone: the Prefect API answers HTTP %d for it: %s",
+                *(run.name, run.id, e.response.status_code, detail_of(e.response)),
+            )
+
     def _settle(self, client: SyncPrefectClient, child: _Child) -> None:
         """Say for a flow run how it ended, if it could not do so itself."""
         try:
@@ -108,6 +151,8 @@ class FlowRunner:
         state = self._true_state(child, told) if told is not None else None
         if state is not None:
             client.set_flow_run_state(child.flow_run.id, state, force=True)
+        if ended := state or told:
+            self._on_end(child.flow_run, ended)
 
     def _true_state(self, child: _Child, told: State[Any]) -> State[Any] | None:
         """In place of what was told; None if that is true."""

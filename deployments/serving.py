@@ -5,22 +5,28 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import FrameType
+from typing import Any
 from uuid import UUID
 
+from django.db import connection
+from django.db.utils import Error as DatabaseError
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State
 from prefect.client.schemas.responses import FlowRunResponse
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from container_manager.conf import get_settings
 from flows.api import FlowRunError, child_environment, translated
-from flows.late_runs import AUTO_SCHEDULED, delete_late_runs
+from flows.limits import settle
 
 from . import forking
 from .definitions import JOBS_RUNNER, QUEUE_RUNNER, Definition
+from .due import DueRuns
+from .health import Health
 from .registering import check, register
-from .running import FlowRunner, start_time
+from .running import FlowRunner
 
 logger = logging.getLogger("container_manager.deployments")
 
@@ -28,10 +34,8 @@ logger = logging.getLogger("container_manager.deployments")
 PASSES = 3
 #: seconds; between two looks for what is due.
 LOOK_SECONDS = 2.0
-#: seconds; how long before their time runs are known. They begin on time, whenever the API was asked last.
-_LOOK_AHEAD_SECONDS = 3.0
-#: seconds; between two looks at whether the deployments are still ours.
-_CHECK_SECONDS = 10.0
+#: seconds; between two looks at whether the deployments are still ours, and the limits are the hosts' slots.
+CHECK_SECONDS = 10.0
 #: seconds; between two tries to reach an API that is away.
 _AWAY_SECONDS = 5.0
 #: seconds; of one call to the API.
@@ -46,8 +50,14 @@ _START_RETRIES = 3
 _CLIENT_RETRIES = 7
 
 
-def serve(definitions: tuple[Definition, ...], *, take_over: bool, on_registered: Callable[[], None]) -> None:
-    """Until SIGTERM or Ctrl+C; what runs then is asked to end, and waited for.
+def serve(
+    definitions: tuple[Definition, ...],
+    *,
+    take_over: bool = False,
+    alive_file: Path | None = None,
+    on_registered: Callable[[], None] = lambda: None,
+) -> None:
+    """Until SIGTERM or Ctrl+C; what runs then is asked to end, and waited for. `alive_file`: see `Health`.
 
     Raises `CannotServe`, and a `FlowRunError` if the API can't be reached at the start.
     """
@@ -62,7 +72,7 @@ def serve(definitions: tuple[Definition, ...], *, take_over: bool, on_registered
             registered = register(client, definitions, take_over=take_over)
         forking.prepare(environment)
         on_registered()
-        service = _Service(client, definitions, registered, environment)
+        service = _Service(client, definitions, registered, environment, Health(alive_file))
         try:
             while not stop.is_asked:
                 service.go_on()
@@ -101,16 +111,20 @@ class _Service:
         definitions: tuple[Definition, ...],
         registered: dict[UUID, Definition],
         environment: dict[str, str],
+        health: Health,
     ) -> None:
-        self._client, self._definitions = client, definitions
-        self._registered = registered
+        self._client, self._definitions, self._health = client, definitions, health
+        self._take(registered)
         limits = {QUEUE_RUNNER: PASSES, JOBS_RUNNER: get_settings().JOB_RUNS}
-        self._runners = {name: FlowRunner(limit, environment) for name, limit in limits.items()}
+        self._runners = {
+            name: FlowRunner(limit, environment, self._entrypoint_of, self._note_end) for name, limit in limits.items()
+        }
         self._look_at = self._check_at = time.monotonic()
         self._failures = 0
 
     def go_on(self) -> None:
-        """A short step. An API that is away is told once, and asked again."""
+        """A short step. An API that is away is told once, and asked again. `CannotServe` if this can never work."""
+        self._health.check_database()
         now = time.monotonic()
         is_time_to_look = now >= self._look_at
         if self._failures and not is_time_to_look:
@@ -118,22 +132,29 @@ class _Service:
         self._look_at = now + LOOK_SECONDS if is_time_to_look else self._look_at
         try:
             with translated():
-                if self._failures > 1:
-                    # It may be another server, or one that forgot.
-                    self._registered = register(self._client, self._definitions)
-                elif now >= self._check_at:
-                    check(self._client, self._registered)
-                    self._check_at = now + _CHECK_SECONDS
-                if is_time_to_look:
-                    self._look()
-                for runner in self._runners.values():
-                    runner.go_on(self._client)
+                self._step(is_time_to_look)
         except FlowRunError as e:
             self._note_failure(e)
+        except DatabaseError as e:
+            self._health.note(e)
         else:
             if self._failures > 1:
                 logger.warning("the Prefect API is back")
             self._failures = 0
+            if is_time_to_look:
+                self._health.note_look()
+
+    def _step(self, is_time_to_look: bool) -> None:
+        if self._failures > 1:
+            # It may be another server, or one that forgot.
+            self._take(register(self._client, self._definitions))
+        elif time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + CHECK_SECONDS
+            self._check()
+        if is_time_to_look:
+            self._look()
+        for runner in self._runners.values():
+            runner.go_on(self._client)
 
     def stop(self) -> None:
         """Ask what runs to end, wait for it, and tell how it ended if there is somebody to tell it to."""
@@ -146,6 +167,29 @@ class _Service:
         for runner in self._runners.values():
             runner.kill()
         self._tell()
+
+    def _take(self, registered: dict[UUID, Definition]) -> None:
+        self._registered = registered
+        self._due = {pk: DueRuns(pk, definition) for pk, definition in registered.items()}
+
+    def _entrypoint_of(self, run: FlowRunResponse) -> str | None:
+        definition = self._registered.get(run.deployment_id) if run.deployment_id else None
+        return definition.entrypoint if definition else None
+
+    def _note_end(self, run: FlowRunResponse, state: "State[Any]") -> None:
+        definition = self._registered.get(run.deployment_id) if run.deployment_id else None
+        # How a run of the others ends is its job's affair.
+        if definition is not None and definition.runner == QUEUE_RUNNER:
+            self._health.note_end(definition, run, state)
+
+    def _check(self) -> None:
+        try:
+            check(self._client, self._registered)
+            for tag, limit in settle(self._client, create=False).items():
+                logger.warning("set the limit of tag %s to %d: the hosts' slots", get_settings().named(tag), limit)
+        finally:
+            # None is held in between: it would be one more for each that serves.
+            connection.close()
 
     def _tell(self) -> None:
         try:
@@ -165,29 +209,9 @@ class _Service:
     def _look(self) -> None:
         for name, runner in self._runners.items():
             ids = [pk for pk, definition in self._registered.items() if definition.runner == name]
-            if ids:
-                due = self._due(ids)
-                if any(run.work_queue_id for run in due):
-                    # A worker's, or left over from the time when there was one.
-                    check(self._client, self._registered)
-                runner.offer(due)
-                runner.stop_cancelled(self._client)
-
-    def _due(self, deployment_ids: list[UUID]) -> list[FlowRunResponse]:
-        """What is due, now or soon. Of a schedule's runs only the last that is due: downtime piles nothing up."""
-        while True:
-            until = datetime.now(UTC) + timedelta(seconds=_LOOK_AHEAD_SECONDS)
-            runs = self._client.get_scheduled_flow_runs_for_deployments(deployment_ids, scheduled_before=until)
-            deleted = sum([self._delete_late(pk, runs) for pk in deployment_ids])
-            if not deleted:
-                return runs
-            logger.warning("deleted %d scheduled runs that were missed", deleted)
-
-    def _delete_late(self, deployment_id: UUID, runs: list[FlowRunResponse]) -> int:
-        now = datetime.now(UTC)
-        due = [
-            start
-            for run in runs
-            if run.deployment_id == deployment_id and AUTO_SCHEDULED in run.tags and (start := start_time(run)) <= now
-        ]
-        return delete_late_runs(self._client, deployment_id, max(due)) if len(due) > 1 else 0
+            due = [run for pk in ids for run in self._due[pk].find(self._client)]
+            if any(run.work_queue_id for run in due):
+                # A worker's, or left over from the time when there was one.
+                check(self._client, self._registered)
+            runner.offer(due)
+            runner.stop_cancelled(self._client)

@@ -31,6 +31,8 @@ PROBE_SECONDS = 3
 PAGE = 200
 #: Of one call in the midst of a pass: six seconds. A server on SQLite that is busy needs one.
 _RETRIES = 2
+#: Statuses of an API that lets us do nothing now: who we are, too many questions, away.
+_OF_ALL = (401, 403, 407, 429, 502, 503, 504)
 #: seconds; of an API that has been found to be away in the midst of a pass.
 _ABSENCE_SECONDS = 30
 
@@ -174,6 +176,14 @@ def noted(error: Exception) -> int:
     if (absence := _absence.get()) is not None:
         absence.until = time.monotonic() + _ABSENCE_SECONDS
     return logging.INFO
+
+
+def is_of_one(error: httpx.HTTPStatusError) -> bool:
+    """Whether the API is there and merely can't answer for the one thing that was asked about.
+
+    It answers 500, say, for every list in which there is a flow run that it can't write as JSON.
+    """
+    return error.response.status_code not in _OF_ALL
 
 
 def _silence(seconds: float | None) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 import httpx
+from prefect import tags
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectException
 from prefect.flows import Flow
@@ -35,6 +36,7 @@ from container_manager.types import FlowRunReport, ReportT
 
 from . import limits
 from .api import ApiRefused, FlowRunError, check_api, child_environment
+from .identity import inline_tag
 from .triggering import FlowRunFailed, report_of
 
 logger = logging.getLogger("container_manager.flows")
@@ -176,7 +178,9 @@ def run(flow: "Flow[..., Any]", parameters: dict[str, Any], report_type: type[Re
     if shutdown.is_stopping():
         raise ShuttingDown
     try:
-        state: Any = flow(**parameters, return_state=True)
+        # `purge` finds them by it.
+        with tags(inline_tag()):
+            state: Any = flow(**parameters, return_state=True)
     except (httpx.HTTPError, PrefectException) as e:
         # The run may have done its work; what is lost is its record.
         raise FlowRunFailed(f"the flow run could not be recorded: {e or type(e).__name__}") from e

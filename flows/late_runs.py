@@ -7,28 +7,55 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import FlowRunResponse
 from prefect.context import FlowRunContext
 
-from container_manager.conf import get_settings
+from .api import PAGE
 
 logger = logging.getLogger("container_manager.flows")
 
+#: Of the schedule that this app registers, so that it stays the same one whatever else of it changes.
+SCHEDULE_SLUG = "poll"
 #: What Prefect's scheduler tags its runs with.
 AUTO_SCHEDULED = "auto-scheduled"
 #: The API deletes no more at once.
 _BULK = 50
 
 
+def is_of_our_schedule(run: FlowRun | FlowRunResponse) -> bool:
+    """Whether the schedule that this app registers has made it. A server that does not say which one did is old."""
+    return AUTO_SCHEDULED in run.tags and (run.created_by is None or run.created_by.display_value == SCHEDULE_SLUG)
+
+
 def delete_late_runs(client: SyncPrefectClient, deployment_id: UUID, before: datetime) -> int:
-    """Delete the schedule's runs that were due before this time and that nobody has begun; how many. None by hand."""
-    late: dict[str, Any] = {
-        "deployment_id": {"any_": [str(deployment_id)]},
-        "state": {"type": {"any_": ["SCHEDULED"]}},
-        "tags": {"all_": [AUTO_SCHEDULED]},
+    """Delete the runs of our schedule that were due before this time and that nobody has begun; how many.
+
+    None that somebody has asked for, and none of people's schedules.
+    """
+    late = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        tags=FlowRunFilterTags(all_=[AUTO_SCHEDULED]),
         # The API means `before` inclusively.
-        "expected_start_time": {"before_": (before - timedelta(microseconds=1)).isoformat()},
-    }
-    return bulk_delete(client, late)
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=_datetime(before - timedelta(microseconds=1))),
+    )
+    deleted = kept = 0
+    while page := client.read_flow_runs(flow_run_filter=late, limit=PAGE, offset=kept):
+        ours = [str(run.id) for run in page if is_of_our_schedule(run)]
+        gone = bulk_delete(client, {"id": {"any_": ours}}) if ours else 0
+        deleted += gone
+        # What another one deletes meanwhile is not counted twice.
+        kept += len(page) - gone
+    return deleted
 
 
 def bulk_delete(client: SyncPrefectClient, chosen: dict[str, Any]) -> int:
@@ -46,16 +73,16 @@ def bulk_delete(client: SyncPrefectClient, chosen: dict[str, Any]) -> int:
             return deleted
 
 
-def delete_missed_runs() -> None:
-    """In a scheduled pass that is late by more than an interval: the others that were missed. A worker runs all.
+def delete_missed_runs(interval_seconds: float) -> None:
+    """In a run of our schedule that is late by more than its interval: the others that were missed. A worker runs all.
 
     The served deployments run none that is late in the first place.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
-    if run is None or run.deployment_id is None or AUTO_SCHEDULED not in run.tags or run.expected_start_time is None:
+    if run is None or run.deployment_id is None or run.expected_start_time is None or not is_of_our_schedule(run):
         return
-    before = datetime.now(UTC) - timedelta(seconds=get_settings().POLL_INTERVAL_SECONDS)
+    before = datetime.now(UTC) - timedelta(seconds=interval_seconds)
     if run.expected_start_time >= before:
         return
     try:
@@ -65,3 +92,8 @@ def delete_missed_runs() -> None:
         logger.warning("the scheduled runs that were missed are still there: %s", e)
     else:
         logger.info("deleted %d scheduled runs that were missed", deleted)
+
+
+def _datetime(moment: datetime) -> Any:
+    """The client's filters ask for a type of their own, and take this one."""
+    return moment

@@ -1,7 +1,9 @@
 """The limits of Prefect's tags: people set them, this module reads them, the claim keeps to them."""
 
+from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
+
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -12,8 +14,11 @@ from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 
+from container_manager.conf import get_settings
+from container_manager.models import DockerHost, Installation
 from container_manager.queue import queue_manager
 from container_manager.types import HOST_TAG_PREFIX, JOB_TAG, Frozen, Limits
 
@@ -21,11 +26,13 @@ from .api import PAGE, is_away, noted
 
 #: Prefect's own limit on launch tasks in flight.
 LAUNCH_TAG = "container-launch"
+#: Those that may be in flight until somebody sets the limit. One would wait for the other's slot for up to seconds.
+LAUNCH_TASKS = 2
+#: What the key of a launch task begins with, on whatever server.
+_LAUNCH_TASK = "launch_next_batch"
 
 logger = logging.getLogger("container_manager.flows")
 
-#: A tag's limit is kept by Prefect as a global limit of this name.
-_PREFIX = "tag:"
 #: seconds; of one call.
 _REQUEST_SECONDS = 10
 #: seconds; a launch task claims for five and ends what it began. One that is older was killed where nobody saw it.
@@ -45,7 +52,12 @@ class LaunchSlots(Frozen):
         return self.limit is not None and self.taken >= self.limit
 
     def __str__(self) -> str:
-        return f"limit reached: tag {LAUNCH_TAG}, {self.taken} of {self.limit}"
+        return f"limit reached: tag {launch_tag()}, {self.taken} of {self.limit}"
+
+
+def launch_tag() -> str:
+    """The tag of this installation's launch tasks."""
+    return get_settings().named(LAUNCH_TAG)
 
 
 @contextmanager
@@ -93,25 +105,66 @@ def refresh() -> LaunchSlots | None:
 
 
 def read_rows(client: SyncPrefectClient) -> dict[str, GlobalConcurrencyLimitResponse]:
-    """The limits that hold, by tag."""
-    return {row.name.removeprefix(_PREFIX): row for row in _tag_limits(client) if row.active}
+    """The limits of this installation's tags that hold, by tag, without the installation's name."""
+    return {row.name.removeprefix(_prefix()): row for row in _our_limits(client) if row.active}
 
 
-def create_missing(wanted: dict[str, int], *, reset: bool = False) -> dict[str, int]:
-    """Create the limits of these tags that do not exist; with `reset`, set the others, too. What was written."""
-    with get_client(sync_client=True) as client:
-        present = {row.name.removeprefix(_PREFIX) for row in _tag_limits(client)}
-        written = {tag: limit for tag, limit in wanted.items() if reset or tag not in present}
-        for tag, limit in written.items():
-            client.upsert_global_concurrency_limit_by_name(_PREFIX + tag, limit)
+def settle(client: SyncPrefectClient, *, create: bool = True, reset: bool = False) -> dict[str, int]:
+    """Create the limits that every installation has, and let those that nobody has set follow the hosts' slots.
+
+    `container-job` is as many as all active hosts have slots. A limit that somebody has set stays, but for `reset`.
+    Returns what was written, by tag.
+    """
+    slots = sum(DockerHost.objects.active().values_list("max_concurrent_jobs", flat=True))
+    wanted = {JOB_TAG: max(1, slots), LAUNCH_TAG: LAUNCH_TASKS}
+    known = Installation.load().registration.limits
+    present = _rows_of(client, wanted)
+    # Where nothing is on record, what we would write was written by an earlier version.
+    ours = {
+        tag: limit
+        for tag, limit in wanted.items()
+        if ((row := present.get(tag)) is None and create)
+        or (row is not None and (reset or row.limit == known.get(str(row.id), limit)))
+    }
+    written = {tag: limit for tag, limit in ours.items() if tag not in present or present[tag].limit != limit}
+    for tag, limit in written.items():
+        client.upsert_global_concurrency_limit_by_name(_prefix() + tag, limit)
+    if written:
+        present = _rows_of(client, wanted)
+    record = {str(present[tag].id): limit for tag, limit in ours.items() if tag in present}
+    if not record.items() <= known.items():
+        Installation.keep_registration(limits=record)
     return written
 
 
-def _tag_limits(client: SyncPrefectClient) -> Iterator[GlobalConcurrencyLimitResponse]:
+def follow_hosts() -> None:
+    """`settle`, once a pass, where nobody else does: on a work pool. Best effort."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.flow_run.work_queue_id is None or is_away():
+        return
+    try:
+        with get_client(sync_client=True, httpx_settings={"timeout": _REQUEST_SECONDS}) as client:
+            settle(client, create=False)
+    except httpx.HTTPError as e:
+        logger.log(noted(e), "whether the limits follow the hosts' slots is not known: %s", e)
+
+
+def _rows_of(client: SyncPrefectClient, tags: Container[str]) -> dict[str, GlobalConcurrencyLimitResponse]:
+    """Those that somebody has switched off, too."""
+    rows = {row.name.removeprefix(_prefix()): row for row in _our_limits(client)}
+    return {tag: row for tag, row in rows.items() if tag in tags}
+
+
+def _prefix() -> str:
+    """A tag's limit is kept by Prefect as a global limit of this name."""
+    return "tag:" + get_settings().named("")
+
+
+def _our_limits(client: SyncPrefectClient) -> Iterator[GlobalConcurrencyLimitResponse]:
     offset = 0
     while True:
         page = client.read_global_concurrency_limits(limit=PAGE, offset=offset)
-        yield from (row for row in page if row.name.startswith(_PREFIX))
+        yield from (row for row in page if row.name.startswith(_prefix()))
         if len(page) < PAGE:
             return
         offset += PAGE
@@ -125,7 +178,7 @@ def _launch_slots(client: SyncPrefectClient, row: GlobalConcurrencyLimitResponse
         return slots
     freed = free_leaked(client, row)
     if freed:
-        logger.warning("tag %s: freed %d slots of task runs that have ended", LAUNCH_TAG, freed)
+        logger.warning("tag %s: freed %d slots of task runs that have ended", launch_tag(), freed)
     return LaunchSlots(limit=row.limit, taken=slots.taken - freed)
 
 
@@ -134,7 +187,7 @@ def free_leaked(client: SyncPrefectClient, row: GlobalConcurrencyLimitResponse) 
 
     A task run that is killed keeps its slot for a minute; one whose server is restarted may keep it for good.
     """
-    tag = row.name.removeprefix(_PREFIX)
+    tag = row.name.removeprefix("tag:")
     try:
         holders = client.read_concurrency_limit_by_tag(tag).active_slots
     except ObjectNotFound:
@@ -156,6 +209,9 @@ def _is_in_flight(client: SyncPrefectClient, task_run_id: UUID) -> bool:
     except ObjectNotFound:
         # Its record comes later than its slot; or never, if it was killed in between.
         return _is_young(_made_at(task_run_id))
+    if not task_run.task_key.startswith(_LAUNCH_TASK):
+        # Somebody else's, that has the same tag. It is up to them, and to Prefect.
+        return True
     if task_run.state is not None and task_run.state.is_final():
         return False
     if not _is_young(task_run.start_time or task_run.created):

@@ -1,4 +1,8 @@
-"""Flow runs of ours that are over: deleted with what Prefect leaves of them, so that its database does not grow."""
+"""Flow runs of ours that are over: deleted with what Prefect leaves of them, so that its database does not grow.
+
+Ours are those of our deployments, and those that the command has run in its own process, by their tag. A flow run
+inside somebody's flow is a part of theirs.
+"""
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
@@ -14,11 +18,13 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
     FlowRunFilterEndTime,
     FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
+    FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.exceptions import ObjectNotFound
@@ -27,41 +33,55 @@ from container_manager import shutdown
 from container_manager.conf import Settings
 
 from .api import PAGE
+from .identity import FLOW_NAMES, inline_tag, our_deployment_ids
 from .late_runs import bulk_delete
 from .process_jobs import process_jobs
 from .process_queue import IDLE, process_queue
-from .run_container_job import run_container_job
 
-#: Flows of which no run takes long, and all of ours.
+#: Flows of which no run takes long.
 _SHORT_FLOWS = (process_queue.name, process_jobs.name, "purge")
-OUR_FLOWS = (*_SHORT_FLOWS, run_container_job.name)
 
 
 class OldRuns:
-    """The runs of some flows that a filter finds."""
+    """Our runs of some flows that a filter finds."""
 
     def __init__(self, flow_names: Sequence[str], chosen: FlowRunFilter) -> None:
         self._flows = FlowFilter(name=FlowFilterName(any_=list(flow_names)))
         self._chosen = chosen
 
     def count(self, client: SyncPrefectClient) -> int:
-        body = {"flows": self._flows.model_dump(mode="json"), "flow_runs": self._chosen.model_dump(mode="json")}
-        return int(client.request("POST", "/flow_runs/count", json=body).json())
+        return sum([self._count(client, chosen) for chosen in self._ours(client)])
 
     def delete(self, client: SyncPrefectClient) -> tuple[int, int]:
         """How many runs, and how many artifacts. Ends early when a stop is asked for: the next one goes on."""
         runs = artifacts = 0
-        for run_ids in self._pages(client):
-            # First: once their run is gone nobody finds them.
-            artifacts += _delete_artifacts(client, run_ids)
-            runs += bulk_delete(client, {"id": {"any_": [str(run_id) for run_id in run_ids]}})
+        for chosen in self._ours(client):
+            for run_ids in self._pages(client, chosen):
+                # First: once their run is gone nobody finds them.
+                artifacts += _delete_artifacts(client, run_ids)
+                runs += bulk_delete(client, {"id": {"any_": [str(run_id) for run_id in run_ids]}})
         return runs, artifacts
 
-    def _pages(self, client: SyncPrefectClient) -> Iterator[list[UUID]]:
+    def _ours(self, client: SyncPrefectClient) -> Iterator[FlowRunFilter]:
+        """The filter for the runs of our deployments, and for those without one."""
+        if ids := our_deployment_ids(client):
+            yield self._chosen.model_copy(update={"deployment_id": FlowRunFilterDeploymentId(any_=ids)})
+        yield self._chosen.model_copy(
+            update={
+                "deployment_id": FlowRunFilterDeploymentId(is_null_=True),
+                "tags": FlowRunFilterTags(all_=[inline_tag()]),
+            }
+        )
+
+    def _count(self, client: SyncPrefectClient, chosen: FlowRunFilter) -> int:
+        body = {"flows": self._flows.model_dump(mode="json"), "flow_runs": chosen.model_dump(mode="json")}
+        return int(client.request("POST", "/flow_runs/count", json=body).json())
+
+    def _pages(self, client: SyncPrefectClient, chosen: FlowRunFilter) -> Iterator[list[UUID]]:
         """Each is of the first runs: those of the page before must be gone by then."""
         known: set[UUID] = set()
         while not shutdown.is_stopping():
-            page = client.read_flow_runs(flow_filter=self._flows, flow_run_filter=self._chosen, limit=PAGE)
+            page = client.read_flow_runs(flow_filter=self._flows, flow_run_filter=chosen, limit=PAGE)
             run_ids = [run.id for run in page]
             if not set(run_ids) - known:
                 return
@@ -82,7 +102,7 @@ def idle(settings: Settings) -> OldRuns:
 
 def ended(settings: Settings) -> OldRuns:
     return OldRuns(
-        OUR_FLOWS,
+        FLOW_NAMES,
         FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))),
             end_time=FlowRunFilterEndTime(before_=_days_ago(settings.KEEP_RUNS_DAYS)),

@@ -8,6 +8,7 @@ from typing import Annotated
 from django.db.utils import Error as DatabaseError
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.states import Failed
 from pydantic import Field
 
 from container_manager import shutdown
@@ -16,7 +17,7 @@ from container_manager.queue import queue_manager
 from container_manager.services import StatusGroup, job_service
 from container_manager.types import ProcessedJob, ProcessReport
 
-from . import limits
+from . import identity, limits
 from .api import without_patience
 from .naming import jobs_name
 from .process_queue import BACKSTOP_SECONDS, MaxConcurrent, Timeout
@@ -37,6 +38,8 @@ def process_jobs(
     job_id: JobId = None, status: Group = None, max_concurrent: MaxConcurrent = 5, timeout: Timeout = 30
 ) -> "State[ProcessReport]":
     """Launch, look after or requeue the jobs in the order of their ids. Without arguments: those that are alive."""
+    if problem := identity.why_not_ours():
+        return Failed(message=problem)
     with graceful_termination(), without_patience():
         limits.refresh()
         done: list[ProcessedJob] = []

@@ -11,13 +11,15 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.states import Failed
 from pydantic import Field
 
 from container_manager import shutdown
+from container_manager.conf import get_settings
 from container_manager.queue import queue_manager
 from container_manager.types import BatchResult, LoopStats
 
-from . import limits
+from . import identity, limits
 from .api import noted, without_patience
 from .cancelled_runs import CancelledRuns
 from .late_runs import delete_missed_runs
@@ -42,7 +44,7 @@ WorkSeconds = Annotated[float, Field(ge=0, description="How long to stay and kee
 _done: ContextVar["list[BatchResult] | None"] = ContextVar("container_manager_batches", default=None)
 
 
-@task(tags=[limits.LAUNCH_TAG], cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE)
 def launch_next_batch(max_concurrent: int = 5, timeout: float = 30) -> BatchResult:
     """Claim and launch until slots or ready jobs run out, for five seconds at most."""
     batch = queue_manager.launch_next_batch(max_concurrent, timeout)
@@ -59,8 +61,11 @@ def process_queue(
 
     Any number of these may overlap. Cancelling one never touches a container.
     """
+    if problem := identity.why_not_ours():
+        return Failed(message=problem)
     with graceful_termination(), without_patience():
-        delete_missed_runs()
+        delete_missed_runs(get_settings().POLL_INTERVAL_SECONDS)
+        limits.follow_hosts()
         stats = queue_manager.process_queue_continuous(
             max_concurrent,
             poll_interval=1,
@@ -100,11 +105,12 @@ def _launch_as_task(max_concurrent: int, timeout: float) -> BatchResult:
     done: list[BatchResult] = []
     token = _done.set(done)
     try:
-        return launch_next_batch(max_concurrent, timeout)
+        # The tag has the installation's name in front.
+        return launch_next_batch.with_options(tags=[limits.launch_tag()])(max_concurrent, timeout)
     except (httpx.HTTPError, ConcurrencySlotAcquisitionError) as e:
-        logger.log(noted(e), "tag %s: no slot could be taken or given back: %s", limits.LAUNCH_TAG, e)
+        logger.log(noted(e), "tag %s: no slot could be taken or given back: %s", limits.launch_tag(), e)
         # Tried again in the next round, as something that the limit or an API that is away has kept from being done.
-        return done[0] if done else BatchResult(limit=f"tag {limits.LAUNCH_TAG}: {e}", throttled=True)
+        return done[0] if done else BatchResult(limit=f"tag {limits.launch_tag()}: {e}", throttled=True)
     finally:
         _done.reset(token)
 

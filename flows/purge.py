@@ -8,13 +8,15 @@ from typing import Annotated
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.states import Failed
 from pydantic import Field
 
 from container_manager.conf import get_settings
 from container_manager.queue import queue_manager
 from container_manager.types import PurgeReport
 
-from . import old_runs
+from . import identity, old_runs
+from .late_runs import delete_missed_runs
 from .reports import completed, summary_of_purge
 from .termination import graceful_termination
 
@@ -22,6 +24,9 @@ logger = logging.getLogger("container_manager.flows")
 
 #: seconds; far above any purge but the first one of years of jobs, which the next one goes on with.
 BACKSTOP_SECONDS = 3600
+
+#: seconds; of the schedule.
+INTERVAL_SECONDS = 24 * 3600
 
 DryRun = Annotated[bool, Field(description="Only count what would be removed.")]
 
@@ -32,7 +37,10 @@ def purge(dry_run: DryRun = False) -> "State[PurgeReport]":
 
     Any number of these may overlap.
     """
+    if problem := identity.why_not_ours():
+        return Failed(message=problem)
     with graceful_termination():
+        delete_missed_runs(INTERVAL_SECONDS)
         report = queue_manager.purge(dry_run=dry_run)
         for anomaly in report.anomalies:
             logger.warning(anomaly)

@@ -10,6 +10,7 @@ from prefect.events import emit_event
 from prefect.states import Completed
 from pydantic import BaseModel
 
+from container_manager.conf import get_settings
 from container_manager.types import HostLoad, LoopStats, PurgeReport, QueueMetrics
 
 from .api import is_away, noted
@@ -17,7 +18,7 @@ from .links import job_links, job_url
 
 logger = logging.getLogger("container_manager.flows")
 
-#: Prefect allows lower case, digits and dashes.
+#: Prefect allows lower case, digits and dashes. With the installation's name in front, as all that it has there.
 ARTIFACT_KEY = "container-queue"
 _SHOWN_ERRORS, _SHOWN_LINKS, _SHOWN_CHARACTERS = 5, 20, 300
 
@@ -83,7 +84,7 @@ def show_queue(metrics: QueueMetrics, stats: LoopStats) -> None:
     if is_away():
         return
     try:
-        create_table_artifact(table, key=ARTIFACT_KEY, description=description)
+        create_table_artifact(table, key=get_settings().named(ARTIFACT_KEY).replace(".", "-"), description=description)
     except httpx.HTTPError as e:
         logger.log(noted(e), "the artifact of the queue was not written: %s", e)
 
@@ -112,7 +113,10 @@ def emit_changes(stats: LoopStats) -> None:
 def _emit(what: str, job_id: int, payload: dict[str, object]) -> None:
     emit_event(
         event=f"container-job.{what}",
-        resource={"prefect.resource.id": f"container-job.{job_id}", "prefect.resource.name": f"Container job {job_id}"},
+        resource={
+            "prefect.resource.id": get_settings().named(f"container-job.{job_id}"),
+            "prefect.resource.name": get_settings().named(f"Container job {job_id}"),
+        },
         payload={"job_id": job_id, "url": job_url(job_id), **payload},
     )
 

@@ -35,6 +35,7 @@ from container_manager.waiting import (
 from .api import without_patience
 from .cancelled_runs import CancelledRuns
 from .exposure import why_open
+from .identity import why_not_ours
 from .links import job_url
 from .naming import job_run_name
 from .own_run import OwnRun
@@ -106,6 +107,8 @@ def result_in(state: "State[Any]") -> JobResult:
 def _run_to_state(spec: RunSpec | dict[str, Any]) -> "State[JobResult]":
     run = OwnRun.current()
     try:
+        if why := why_not_ours():
+            raise JobRefused(why)  # noqa: TRY301 (it ends as every other that is refused)
         if run.is_deployed and (why := why_open(get_settings())):
             raise JobRefused(why)  # noqa: TRY301 (it ends as every other that is refused)
         result = _run(spec, run, is_own_run=True)

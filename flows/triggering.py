@@ -22,6 +22,7 @@ from container_manager.exceptions import ShuttingDown
 from container_manager.types import FlowRunReport, ReportT
 
 from .api import FlowRunError, connected, detail_of, probe, translated
+from .identity import OtherInstallation, describe, is_ours, labels, owner
 
 #: seconds; a deployment that was polled longer ago has nobody who runs it.
 POLLED_SECONDS = 30
@@ -87,6 +88,7 @@ def run_deployment(
         connected(REQUEST_SECONDS) as client,
     ):
         deployment, _ = _read_deployment(client, name)
+        _refuse_foreign(deployment, name)
         flow_run = _create(client, deployment, name, parameters)
         on_created(f"{flow_run.name} ({flow_run.id})")
         flow_run = _wait_for_pickup(client, flow_run, deployment, name, pickup_seconds)
@@ -115,7 +117,8 @@ def _create(
     client: SyncPrefectClient, deployment: DeploymentResponse, name: str, parameters: dict[str, Any]
 ) -> FlowRun:
     try:
-        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        # The labels say for whom the run is meant, also where the deployment does not: whoever runs it compares.
+        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters, labels=dict(labels()))
     except httpx.HTTPStatusError as e:
         if e.response.status_code in (409, 422):
             raise ParameterRefused(f"deployment {name} refuses the parameters: {detail_of(e.response)}") from e
@@ -178,6 +181,7 @@ def _read_patiently(client: SyncPrefectClient, flow_run_id: UUID) -> FlowRun:
 
 def _check_attended(client: SyncPrefectClient, name: str) -> None:
     deployment, now = _read_deployment(client, name)
+    _refuse_foreign(deployment, name)
     since = timedelta(seconds=POLLED_SECONDS)
     if deployment.last_polled is not None and now - deployment.last_polled <= since:
         return
@@ -186,6 +190,15 @@ def _check_attended(client: SyncPrefectClient, name: str) -> None:
         if any(worker.status == WorkerStatus.ONLINE for worker in workers):
             return
     raise DeploymentUnattended(f"no worker has asked for flow runs of {name} lately; {how_to_start(deployment)}")
+
+
+def _refuse_foreign(deployment: DeploymentResponse, name: str) -> None:
+    if owner(deployment.labels) and not is_ours(deployment.labels):
+        raise OtherInstallation(
+            f"deployment {name} belongs to installation {describe(deployment.labels)}, and the database here to "
+            f"{describe(labels())}: correct DATABASE_URL or PREFECT_API_URL, name the right deployments in "
+            "CONTAINER_MANAGER['DEPLOYMENTS'], or use --via inline"
+        )
 
 
 def _read_deployment(client: SyncPrefectClient, name: str) -> tuple[DeploymentResponse, datetime]:

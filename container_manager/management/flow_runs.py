@@ -58,7 +58,7 @@ class PrefectFlowRuns:
         self._begin()
         from flows import api, inline, triggering
 
-        name = getattr(get_settings().DEPLOYMENTS, which)
+        name = get_settings().deployment(which)
         why_inline = ""
         try:
             why_inline, where, problem = self._choose(name)
@@ -98,7 +98,7 @@ class PrefectFlowRuns:
         self._is_used = True
 
     def _choose(self, name: str) -> Choice:
-        from flows import api, triggering
+        from flows import api, identity, triggering
 
         if self._via == "inline":
             return Choice("--via inline")
@@ -108,6 +108,9 @@ class PrefectFlowRuns:
             if self._via == "auto":
                 triggering.check_deployment(name)
             return Choice("", api.check_api())
+        except identity.OtherInstallation:
+            # Nothing is triggered, here or there, before somebody has said which one is meant.
+            raise
         except api.FlowRunError as e:
             if self._via == "deployment":
                 raise

@@ -2,6 +2,7 @@
 
 from .observations import ContainerSummary, Daemon, Observation
 from .problems import Problem, describe_problems, problems_of
+from .registration import DeploymentRecord, Registration, ScheduleRecord
 from .reports import (
     HOST_TAG_PREFIX,
     JOB_TAG,
@@ -62,6 +63,7 @@ __all__ = [
     "ContainerSpec",
     "ContainerSummary",
     "Daemon",
+    "DeploymentRecord",
     "EndedJob",
     "EngineAddress",
     "FlowRunReport",
@@ -81,9 +83,11 @@ __all__ = [
     "ProcessedJob",
     "PurgeReport",
     "QueueMetrics",
+    "Registration",
     "ReportT",
     "RoundReport",
     "RunSpec",
+    "ScheduleRecord",
     "Text",
     "describe_problems",
     "is_clean",

@@ -16,7 +16,7 @@ from prefect.states import Scheduled
 from container_manager.conf import Settings
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import QueueManager
-from deployments.definitions import SCHEDULE_SLUG, TAGS, Definition, definitions
+from deployments.definitions import SCHEDULE_SLUG, Definition, definitions
 from deployments.registering import register
 from tests.conftest import ROOT, database_url, wait_until
 from tests.integration.conftest import Run, Serve
@@ -95,7 +95,7 @@ def test_prefect_yaml_says_what_is_served(definition: Definition) -> None:
 
     assert len(written) == len(DEFINITIONS)
     assert (found["name"], found["description"]) == (definition.name, definition.description)
-    assert (found["parameters"], found["tags"]) == (definition.parameters, list(TAGS))
+    assert (found["parameters"], found["tags"]) == (definition.parameters, list(definition.tags))
     assert found["work_pool"] == {"name": "container-manager", "work_queue_name": definition.runner}
     schedule = {"anchor_date": definition.anchor.isoformat(), "timezone": "UTC", "slug": SCHEDULE_SLUG}
     interval = definition.interval_seconds

@@ -116,7 +116,7 @@ def test_what_serves_outlives_the_process_that_its_flow_runs_are_forked_from(
 def unguarded_run(client: SyncPrefectClient) -> Iterator[tuple[FlowRunner, UUID]]:
     run = client.create_flow_run(unguarded, state=Scheduled())
     entrypoint = f"{unguarded.fn.__module__}:{unguarded.fn.__name__}"
-    runner = FlowRunner(1, child_environment() | {"PREFECT__FLOW_ENTRYPOINT": entrypoint})
+    runner = FlowRunner(1, child_environment(), lambda run: entrypoint)
     runner.offer([client.read_flow_run(run.id)])
     runner.go_on(client)
     try:

@@ -1,0 +1,37 @@
+"""What an installation has written to a Prefect server, kept so that it can tell its own values from people's."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Record(BaseModel):
+    # A newer version may have written more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ScheduleRecord(_Record):
+    """An interval schedule; `anchor` as ISO 8601."""
+
+    interval_seconds: float
+    anchor: str
+    timezone: str = "UTC"
+
+
+class DeploymentRecord(_Record):
+    """The values of one deployment; `name` as `flow/deployment`."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    tags: tuple[str, ...] = ()
+    is_paused: bool = False
+    schedule: ScheduleRecord | None = None
+
+
+class Registration(_Record):
+    """By the ids that the server gave: those of another server are others."""
+
+    deployments: dict[str, DeploymentRecord] = {}
+    #: The limits of tags.
+    limits: dict[str, int] = {}
