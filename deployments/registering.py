@@ -50,6 +50,8 @@ def register(
     schedules; else `CannotServe` says how to, before anything is changed. `reset`: what people have changed is set
     back. One that the server can't deal with is left out, with a line.
     """
+    if pool:
+        _refuse_missing(client, pool)
     registered: dict[UUID, Definition] = {}
     problems: list[httpx.HTTPStatusError] = []
     for definition, deployment in _present_ones(client, definitions, problems, take_over=take_over, pool=pool):
@@ -119,6 +121,16 @@ def check(client: SyncPrefectClient, registered: dict[UUID, Definition]) -> None
             raise CannotServe(f"{definition.full_name} was deleted from the Prefect server: start again to serve it")
         _refuse_foreign(definition, deployment)
         _refuse_pooled(definition, deployment)
+
+
+def _refuse_missing(client: SyncPrefectClient, pool: str) -> None:
+    try:
+        client.read_work_pool(pool)
+    except ObjectNotFound as e:
+        raise CannotServe(
+            f"the Prefect server has no work pool {pool!r}: create it with `prefect work-pool create {pool} --type "
+            "process --base-job-template deployments/base-job-template.json`"
+        ) from e
 
 
 def _refuse_foreign(definition: Definition, deployment: DeploymentResponse | None) -> None:

@@ -33,7 +33,7 @@ Group = Annotated[
 ]
 
 
-@flow(name="process-jobs", flow_run_name=jobs_name, timeout_seconds=BACKSTOP_SECONDS)
+@flow(name="process-jobs", flow_run_name=jobs_name, timeout_seconds=BACKSTOP_SECONDS, persist_result=False)
 def process_jobs(
     job_id: JobId = None, status: Group = None, max_concurrent: MaxConcurrent = 5, timeout: Timeout = 30
 ) -> "State[ProcessReport]":

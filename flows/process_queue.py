@@ -53,7 +53,7 @@ def launch_next_batch(max_concurrent: int = 5, timeout: float = 30) -> BatchResu
     return batch
 
 
-@flow(name="process-queue", flow_run_name=pass_name, timeout_seconds=BACKSTOP_SECONDS)
+@flow(name="process-queue", flow_run_name=pass_name, timeout_seconds=BACKSTOP_SECONDS, persist_result=False)
 def process_queue(
     max_concurrent: MaxConcurrent = 5, timeout: Timeout = 30, work_seconds: WorkSeconds = 0
 ) -> "State[LoopStats]":

@@ -31,7 +31,7 @@ INTERVAL_SECONDS = 24 * 3600
 DryRun = Annotated[bool, Field(description="Only count what would be removed.")]
 
 
-@flow(name="purge", timeout_seconds=BACKSTOP_SECONDS)
+@flow(name="purge", timeout_seconds=BACKSTOP_SECONDS, persist_result=False)
 def purge(dry_run: DryRun = False) -> "State[PurgeReport]":
     """Remove containers, logs, jobs and flow runs that are kept long enough by the settings KEEP_….
 

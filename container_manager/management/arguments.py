@@ -1,8 +1,12 @@
 """The flags of `process_container_jobs`, and its examples."""
 
 import argparse
+from contextlib import suppress
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandParser
+
+from container_manager.conf import get_settings
 
 from .processing import Options
 
@@ -36,6 +40,13 @@ Exit codes: 0 done; 1 wrong usage or configuration, or the flow run failed;
 2 unknown options; 3 with --once a job failed to launch, with --fail-on-error
 a job errored. A job's own exit code is never an error here.
 """
+
+
+def examples() -> str:
+    """With the deployment that the settings name, where they can be read: help is there in any case."""
+    with suppress(ImproperlyConfigured):
+        return EXAMPLES.replace("process-queue/scheduled", get_settings().deployment("queue"))
+    return EXAMPLES
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from container_manager import shutdown
 from container_manager.conf import get_settings
 from container_manager.exceptions import ShuttingDown
+from container_manager.models import Installation
 from container_manager.types import FlowRunReport, LoopStats, ProcessReport, ReportT
 
 from .processing import NotConfigured, Options, RunFailed
@@ -91,6 +92,8 @@ class PrefectFlowRuns:
                 raise NotConfigured(message) from e
         if shutdown.is_stopping():
             raise ShuttingDown
+        # A process of an older version must say so itself: whoever does the flow run may be a newer one.
+        Installation.load()
         if not self._is_used:
             from flows import inline
 

@@ -13,7 +13,7 @@ from django.db import close_old_connections
 from django.db.utils import Error as DatabaseError
 
 from container_manager.conf import get_settings
-from container_manager.exceptions import ContainerManagerError, ShuttingDown
+from container_manager.exceptions import ContainerManagerError, QueueIsNewer, ShuttingDown
 from container_manager.services import StatusGroup, job_service
 from container_manager.shutdown import stopping_when
 from container_manager.types import KEPT_ERRORS, FlowRunReport, LoopStats, ProcessReport
@@ -174,7 +174,7 @@ class QueueProcessor(Processor):
                 self._run_once(work_seconds)
             except ShuttingDown:
                 break
-            except NotConfigured:
+            except (NotConfigured, QueueIsNewer):
                 raise
             except FAILURES as e:
                 failures += 1

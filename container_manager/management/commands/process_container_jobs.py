@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from container_manager.management.arguments import DEFAULTS, EXAMPLES, HelpFormatter, add_arguments
+from container_manager.management.arguments import DEFAULTS, HelpFormatter, add_arguments, examples
 from container_manager.management.flow_runs import PrefectFlowRuns, Via
 from container_manager.management.preflight import check_database, check_options, check_project
 from container_manager.management.processing import FAILURES, JobProcessor, Options, QueueProcessor
@@ -33,7 +33,7 @@ class Command(BaseCommand):
         super().__init__(stdout or sys.stdout or _nowhere(), stderr or sys.stderr or _nowhere(), **options)
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        return super().create_parser(prog_name, subcommand, formatter_class=HelpFormatter, epilog=EXAMPLES, **kwargs)
+        return super().create_parser(prog_name, subcommand, formatter_class=HelpFormatter, epilog=examples(), **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_arguments(parser)
