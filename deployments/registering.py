@@ -102,7 +102,8 @@ def _register(
 ) -> UUID:
     deployment = _ensure(client, definition, present, pool)
     _update(client, definition, deployment, pool, reset=reset)
-    if present is None and (earlier := find_earlier(client, deployment)):
+    # Each time, since it may have been cut off in the middle.
+    if earlier := find_earlier(client, deployment):
         take_the_place(client, deployment, earlier)
     return deployment.id
 

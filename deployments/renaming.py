@@ -36,14 +36,18 @@ def find_earlier(client: SyncPrefectClient, new: DeploymentResponse) -> Deployme
 
 
 def take_the_place(client: SyncPrefectClient, new: DeploymentResponse, old: DeploymentResponse) -> None:
-    """Give `new` the schedules and the pauses of `old`, and the runs that wait there; pause `old`."""
+    """Give `new` the schedules and the pauses of `old`, and the runs that wait there; pause `old`. May be repeated."""
     for schedule in old.schedules:
         _take_schedule(client, new, schedule)
     if old.paused:
         _set_paused(client, new, paused=True)
     for run in _waiting(client, old):
         client.create_flow_run_from_deployment(
-            new.id, parameters=run.parameters, name=run.name, state=Scheduled(scheduled_time=run.expected_start_time)
+            new.id,
+            parameters=run.parameters,
+            name=run.name,
+            state=Scheduled(scheduled_time=run.expected_start_time),
+            idempotency_key=f"instead of {run.id}",
         )
         client.set_flow_run_state(run.id, Cancelled(message=f"it runs as a run of {new.name}"), force=True)
     # Its schedules' runs are deleted by this, the ones that are due, too.
