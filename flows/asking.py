@@ -1,4 +1,4 @@
-"""A question that is put to the Prefect API by Prefect's own client, but without saying who asks."""
+"""Asks the Prefect API with Prefect's own client, but without the credentials."""
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 

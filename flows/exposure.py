@@ -24,8 +24,9 @@ def why_open(settings: Settings) -> str:
         url = api_url()
     except NotAsked as e:
         return _could_not_ask("the Prefect API", str(e), settings)
-    name = f"the Prefect API at {_shown(url)}"
-    is_local = is_loopback(url.host) and not is_proxied(url)
+    through_proxy = is_proxied(url)
+    name = f"the Prefect API at {_shown(url)}{', reached through a proxy,' if through_proxy else ''}"
+    is_local = is_loopback(url.host) and not through_proxy
     addresses = _beyond_loopback(url) if is_local else []
     if is_local and not addresses:
         return ""

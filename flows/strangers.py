@@ -1,4 +1,4 @@
-"""Whether the Prefect API lets in somebody who does not say who they are."""
+"""Whether the Prefect API lets strangers in: those who send no password, key or token."""
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
@@ -12,7 +12,7 @@ from pydantic import AliasPath, BaseModel, ConfigDict, Field
 
 from .asking import NotAsked, OddAnswer, first_answer
 
-#: Custom headers that say who somebody is, in lower case.
+#: Custom headers that are credentials whatever their value, in lower case.
 _CREDENTIALS = {"authorization", "proxy-authorization", "cookie"}
 _REFUSALS = (401, 403)
 #: Harmless, answered at once, and a POST, as what begins a run is: some gateways let everybody read.
@@ -94,9 +94,12 @@ def _lets_in(url: httpx.URL, headers: Mapping[str, str]) -> bool:
     if answer.status_code in _REFUSALS or _leads_to_login(answer):
         return False
     if not answer.is_success:
-        raise OddAnswer(f"it answers HTTP {answer.status_code}: is it a Prefect server, and PREFECT_API_URL its API?")
+        raise OddAnswer(f"it answers HTTP {answer.status_code}: does PREFECT_API_URL name the API of a Prefect server?")
     if not answer.content.strip().isdigit():
-        raise OddAnswer("what answers there is not a Prefect API: does PREFECT_API_URL end with `/api`?")
+        raise OddAnswer(
+            "what answers there is not a Prefect API: does PREFECT_API_URL end with `/api`? "
+            "A login page before it must come by a redirect, or with HTTP 401"
+        )
     return True
 
 

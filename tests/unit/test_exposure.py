@@ -179,6 +179,9 @@ def test_what_a_proxy_does_not_let_through_could_not_be_asked(no_proxies: pytest
         unfit = why_open(Settings())
 
     assert [kind(why) for why in (unreachable, refused, unfit)] == ["unknown"] * 3
+    assert unreachable.startswith(
+        "the Prefect API at http://prefect.example/api, reached through a proxy, could not be"
+    )
     assert "NO_PROXY" in refused
     assert "ALL_PROXY" in unfit
 
