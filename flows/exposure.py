@@ -2,41 +2,72 @@
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
-from ipaddress import ip_address
-from urllib.parse import urlsplit
-
 import httpx
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL
 
 from container_manager.conf import Settings
 
-from .api import PROBE_SECONDS
+from .asking import NotAsked
+from .listening import beyond_loopback, is_loopback
+from .strangers import api_url, is_open, is_proxied, listens_on, port_of
 
 
 def why_open(settings: Settings) -> str:
-    """Why `run-container-job` is not to be run for this API, in a sentence; empty if it may be."""
-    url = str(PREFECT_API_URL.value() or "")
-    if settings.ALLOWED_IMAGES or not url or _is_loopback(urlsplit(url).hostname or "") or _asks_who_it_is(url):
+    """Why `run-container-job` is not to be run for this API, in a sentence; empty if it may be.
+
+    Without `ALLOWED_IMAGES` this takes one question to the API, or two: some hundredths of a second, and seconds
+    where it does not answer. What it says holds for now; it is to be asked again for each run.
+    """
+    if not PREFECT_API_URL.value() or _is_bounded(settings):
         return ""
-    return (
-        f"the Prefect API at {url} takes flow runs from anybody: give it an authentication "
-        "(PREFECT_SERVER_API_AUTH_STRING), or set ALLOWED_IMAGES"
-    )
-
-
-def _is_loopback(host: str) -> bool:
     try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _asks_who_it_is(url: str) -> bool:
-    """That we have something to say who we are does not mean that it is asked for."""
-    if not PREFECT_API_AUTH_STRING.value() and not PREFECT_API_KEY.value():
-        return False
+        url = api_url()
+    except NotAsked as e:
+        return _could_not_ask("the Prefect API", str(e), settings)
+    through_proxy = is_proxied(url)
+    name = f"the Prefect API at {_shown(url)}{', reached through a proxy,' if through_proxy else ''}"
+    is_local = is_loopback(url.host) and not through_proxy
+    addresses = _beyond_loopback(url) if is_local else []
+    if is_local and not addresses:
+        return ""
     try:
-        answer = httpx.post(f"{url}/flow_runs/count", json={}, timeout=PROBE_SECONDS)
-    except httpx.HTTPError:
-        return False
-    return answer.status_code in (401, 403)
+        if not is_open(url):
+            return ""
+    except NotAsked as e:
+        return _could_not_ask(name, str(e), settings)
+    since = f", since it listens on {', '.join(addresses)} too" if addresses else ""
+    return f"{name} takes flow runs from anybody{since}: {_fix(settings, is_local=is_local)}"
+
+
+def _is_bounded(settings: Settings) -> bool:
+    """Not where secrets are resolved: a job of an allowed image may name any of them, and print it."""
+    return bool(settings.ALLOWED_IMAGES) and not settings.SECRET_RESOLVER
+
+
+def _beyond_loopback(url: httpx.URL) -> list[str]:
+    """Where else the server that is reached on loopback listens, by this machine's sockets, and by its own word.
+
+    Its word is for a tunnel or a published port, behind which its sockets are another machine's.
+    """
+    if addresses := beyond_loopback(port_of(url)):
+        return addresses
+    host = listens_on(url)
+    return [host] if host and not is_loopback(host) else []
+
+
+def _fix(settings: Settings, *, is_local: bool) -> str:
+    start = "start its server with `--host 127.0.0.1` or " if is_local else "start its server "
+    fix = f"{start}with PREFECT_SERVER_API_AUTH_STRING, so that it asks for a password"
+    if not settings.SECRET_RESOLVER:
+        return f"{fix}; or set ALLOWED_IMAGES here"
+    return f"{fix}. ALLOWED_IMAGES is not enough beside a SECRET_RESOLVER: a job can name any secret, and print it"
+
+
+def _could_not_ask(name: str, why: str, settings: Settings) -> str:
+    images = "" if settings.SECRET_RESOLVER else "; with ALLOWED_IMAGES set it need not be asked"
+    return f"{name} could not be asked whether it lets strangers start flow runs: {why}{images}"
+
+
+def _shown(url: httpx.URL) -> str:
+    """A password with a slash in it makes the rest of the password a path."""
+    return f"{url.scheme}://{url.netloc.decode()}" if "@" in url.path else str(url)

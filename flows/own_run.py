@@ -33,7 +33,7 @@ class OwnRun(NamedTuple):
     name: str = ""
     #: It is run again: by hand, by its own retries, or because it was rescheduled.
     is_rerun: bool = False
-    #: Its process runs nothing else, and another can take its place.
+    #: It came from the API: its process runs nothing else, and another can take its place.
     is_deployed: bool = False
 
     @classmethod
@@ -50,7 +50,8 @@ class OwnRun(NamedTuple):
             None,
             flow_run.name,
             is_rerun=flow_run.run_count > 1,
-            is_deployed=flow_run.deployment_id is not None and flow_run.parent_task_run_id is None,
+            # Whatever its parent is: anybody can name one. A flow that is called by another has no deployment.
+            is_deployed=flow_run.deployment_id is not None,
         )
 
     def is_cancelled(self) -> bool:

@@ -185,10 +185,10 @@ TAG_SLOTS = {
 class PrefectServer:
     """A real one on a free port, which may be stopped and started."""
 
-    def __init__(self, home: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, env: Mapping[str, str], host: str = "127.0.0.1") -> None:
         """`home`: where it keeps its things; `env`: the rest of its environment."""
-        self._log, self._port = home / "server.log", free_port()
-        self.pages = f"http://127.0.0.1:{self._port}"
+        self._log, self.port, self._host = home / "server.log", free_port(), host
+        self.pages = f"http://127.0.0.1:{self.port}"
         self.url = f"{self.pages}/api"
         # Its pages ask at port 4200 unless they are told otherwise.
         self._home, self._env = home, {**env, "PREFECT_HOME": str(home), "PREFECT_UI_API_URL": self.url}
@@ -202,7 +202,7 @@ class PrefectServer:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)],
+                [sys.executable, "-m", "prefect", "server", "start", "--host", self._host, "--port", str(self.port)],
                 env=self._env, cwd=self._home, stdout=log, stderr=log,
             )  # fmt: skip
         wait_until(self._is_ready, 120)

@@ -330,11 +330,18 @@ def test_a_run_goes_on_while_the_api_is_away_and_loses_none_of_the_output(
 
 
 @on_postgres
-def test_a_run_whose_process_is_told_to_end_goes_on_in_the_next_one(database: str, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("has_parent", [False, True], ids=["by itself", "as a subflow"])
+def test_a_run_whose_process_is_told_to_end_goes_on_in_the_next_one(
+    database: str, environment: dict[str, str], has_parent: bool
+) -> None:
     deployment = run_container_job.to_deployment(name="test", entrypoint_type=EntrypointType.MODULE_PATH)
     with get_client(sync_client=True) as client:
+        # As `run_deployment` makes one in a flow.
+        parent = client.create_task_run(container_job, None, "parent").id if has_parent else None
         run = client.create_flow_run_from_deployment(
-            deployment.apply(), parameters={"spec": spec("echo begun; sleep 6; exit 3").model_dump(mode="json")}
+            deployment.apply(),
+            parameters={"spec": spec("echo begun; sleep 6; exit 3").model_dump(mode="json")},
+            parent_task_run_id=parent,
         )
     first = start_process(environment, "-m", "prefect.engine", str(run.id))
     job = running_job()

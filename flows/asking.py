@@ -1,0 +1,155 @@
+"""Asks the Prefect API with Prefect's own client, but without the credentials."""
+
+from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
+
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Literal, TypeVar
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.context import SettingsContext, get_settings_context
+
+from container_manager.exceptions import ContainerManagerError
+
+from .api import PROBE_SECONDS
+
+#: Without CSRF protection a server has no tokens, and older ones know of none: Prefect's client goes on without.
+_TOKEN_ANSWERS = (200, 404, 422)
+
+_T = TypeVar("_T")
+
+
+class NotAsked(ContainerManagerError):
+    """The Prefect API could not be asked."""
+
+
+class OddAnswer(NotAsked):
+    """It could be reached, and did not answer as a Prefect API does."""
+
+
+class _Answered(Exception):
+    """Ends the client's work at its first answer: it would wait and ask again, for hours if it is told to."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__(response.status_code)
+        self.response = response
+
+
+def first_answer(
+    url: httpx.URL,
+    method: Literal["GET", "POST"],
+    path: Literal["/flow_runs/count", "/admin/settings"],
+    headers: Mapping[str, str],
+    *,
+    has_csrf_token: bool = False,
+) -> httpx.Response:
+    """Whatever it is: no redirect is followed, and nothing is asked twice. Raises `NotAsked` if there is none.
+
+    The client's CA and proxy are those of Prefect's settings and of the environment; `headers` are all the custom
+    headers that it sends. `url` must have no user and no password: httpx would send them.
+    """
+
+    def keep(response: httpx.Response) -> None:
+        response.read()
+        if not response.request.url.path.endswith("/csrf-token") or response.status_code not in _TOKEN_ANSWERS:
+            raise _Answered(response)
+
+    def ask() -> httpx.Response:
+        with _client_settings(custom_headers=dict(headers), csrf_support_enabled=has_csrf_token, max_retries=0):
+            with _unfit_settings():
+                client = SyncPrefectClient(
+                    str(url),
+                    httpx_settings={
+                        "timeout": PROBE_SECONDS, "follow_redirects": False, "event_hooks": {"response": [keep]},
+                    },
+                )  # fmt: skip
+            try:
+                with _translated(), client:
+                    return client.request(method, path, json={} if method == "POST" else None)
+            except _Answered as e:
+                return e.response
+
+    return _within(PROBE_SECONDS, ask)
+
+
+@contextmanager
+def _client_settings(**changes: object) -> Iterator[None]:
+    """Prefect's own `temporary_settings` would only add to the headers that there are."""
+    context = get_settings_context()
+    client = context.settings.client.model_copy(update=changes)
+    with SettingsContext(profile=context.profile, settings=context.settings.model_copy(update={"client": client})):
+        yield
+
+
+def _within(seconds: float, ask: Callable[[], _T]) -> _T:
+    """In a thread of its own: httpx's times bound neither the look-up of a name nor an answer that trickles in."""
+    answer: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except NotAsked as e:
+            answer.set_exception(e)
+
+    threading.Thread(target=copy_context().run, args=(run,), name="ask-prefect", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise NotAsked(_silence()) from None
+
+
+def _silence() -> str:
+    return f"it did not answer within {PROBE_SECONDS} s"
+
+
+@contextmanager
+def _unfit_settings() -> Iterator[None]:
+    """Their values may be secrets, and httpx's and ssl's texts may repeat them."""
+    try:
+        yield
+    except (OSError, ImportError, TypeError, ValueError, httpx.InvalidURL) as e:
+        raise NotAsked(
+            f"Prefect's client can't be made with the settings that it has ({type(e).__name__}): look at "
+            "PREFECT_API_SSL_CERT_FILE, PREFECT_CLIENT_CUSTOM_HEADERS and the proxy in HTTPS_PROXY or ALL_PROXY"
+        ) from None
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """httpx's errors as ours, by their types. Its texts are not repeated: they may have a header's value in them."""
+    try:
+        yield
+    except httpx.TimeoutException:
+        raise NotAsked(_silence()) from None
+    except httpx.ProxyError:
+        raise NotAsked(
+            "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names refuses to connect to it: list its host in "
+            "NO_PROXY, or let the proxy through"
+        ) from None
+    except httpx.ConnectError as e:
+        raise NotAsked(_why_unreachable(e)) from None
+    except httpx.LocalProtocolError:
+        raise NotAsked("a header in PREFECT_CLIENT_CUSTOM_HEADERS can't be sent") from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as e:
+        raise OddAnswer(f"what it answers is not HTTP as Prefect speaks it ({type(e).__name__})") from None
+
+
+def _why_unreachable(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is not trusted ({cause.verify_message}): "
+                "set PREFECT_API_SSL_CERT_FILE to the file of its CA"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return f"it does not speak TLS as it should ({cause.reason}): is PREFECT_API_URL right about https?"
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"it can't be reached ({cause.strerror}): is the server running, and PREFECT_API_URL right?"
+        cause = cause.__cause__ or cause.__context__
+    return "it can't be reached: is the server running, and PREFECT_API_URL right?"
