@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,11 @@ def main(arguments: list[str]) -> int:
     try:
         _see_to_limits(reset=options.command == "limits" and options.reset)
         if options.command is None:
-            deployments = _served()
             serve(
-                deployments,
+                _Allowed(),
                 take_over=options.take_over,
                 alive_file=options.alive_file,
-                on_registered=lambda: _announce("serving", deployments),
+                on_registered=lambda deployments: _announce("serving", deployments),
             )
         elif options.command == "sync":
             _sync(pool=options.pool, take_over=options.take_over, reset=options.reset)
@@ -46,17 +46,26 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _served() -> tuple[Definition, ...]:
-    """All, but the one that takes images and commands where anybody could hand it some."""
-    settings = get_settings()
-    why = why_open(settings)
-    if why:
-        _say(f"not serving {run_container_job.name}: {why}")
-    return tuple(definition for definition in definitions(settings) if not why or definition.flow != run_container_job)
+class _Allowed:
+    """The deployments that may be served: all, but the one that takes images and commands while anyone could send it
+    some. Why not is printed once."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    def __call__(self) -> tuple[Definition, ...]:
+        settings = get_settings()
+        why = why_open(settings)
+        if why and why != self._told:
+            _say(f"not serving {run_container_job.name}: {why}")
+        self._told = why
+        return tuple(
+            definition for definition in definitions(settings) if not why or definition.flow != run_container_job
+        )
 
 
 def _sync(*, pool: str, take_over: bool, reset: bool) -> None:
-    deployments = definitions(get_settings()) if pool else _served()
+    deployments = definitions(get_settings()) if pool else _Allowed()()
     with translated(), connected(REQUEST_SECONDS) as client:
         registered = register(client, deployments, pool=pool, take_over=take_over, reset=reset)
     if len(registered) < len(deployments):
@@ -102,7 +111,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _announce(what: str, deployments: tuple[Definition, ...]) -> None:
+def _announce(what: str, deployments: Iterable[Definition]) -> None:
     for deployment in deployments:
         every = f"every {deployment.interval_seconds} s" if deployment.interval_seconds else "on demand"
         _say(f"{what} {deployment.full_name}, {every}")

@@ -3,7 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from flows.api import FlowRunError, child_environment, translated
 from flows.limits import settle
 
 from . import forking
-from .definitions import JOBS_RUNNER, QUEUE_RUNNER, Definition
+from .definitions import JOBS_RUNNER, QUEUE_RUNNER, Definition, definitions
 from .due import DueRuns
 from .health import Health
 from .registering import check, register
@@ -36,6 +36,8 @@ PASSES = 3
 LOOK_SECONDS = 2.0
 #: seconds; between two looks at whether the deployments are still ours, and the limits are the hosts' slots.
 CHECK_SECONDS = 10.0
+#: seconds; between two looks at whether what is not served may be served by now.
+_RECONSIDER_SECONDS = 60.0
 #: seconds; between two tries to reach an API that is away.
 _AWAY_SECONDS = 5.0
 #: seconds; of one call to the API.
@@ -50,12 +52,17 @@ _START_RETRIES = 3
 _CLIENT_RETRIES = 7
 
 
+#: Which deployments may be served; asked again now and then.
+Allowed = Callable[[], tuple[Definition, ...]]
+OnRegistered = Callable[[Iterable[Definition]], None]
+
+
 def serve(
-    definitions: tuple[Definition, ...],
+    allowed: Allowed,
     *,
     take_over: bool = False,
     alive_file: Path | None = None,
-    on_registered: Callable[[], None] = lambda: None,
+    on_registered: OnRegistered = lambda deployments: None,
 ) -> None:
     """Until SIGTERM or Ctrl+C; what runs then is asked to end, and waited for. `alive_file`: see `Health`.
 
@@ -69,10 +76,10 @@ def serve(
         get_client(sync_client=True, httpx_settings={"timeout": REQUEST_SECONDS}) as client,
     ):
         with translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: _START_RETRIES}):
-            registered = register(client, definitions, take_over=take_over)
+            registered = register(client, allowed(), take_over=take_over)
         forking.prepare(environment)
-        on_registered()
-        service = _Service(client, definitions, registered, environment, Health(alive_file))
+        on_registered(registered.values())
+        service = _Service(client, allowed, registered, environment, Health(alive_file), on_registered)
         try:
             while not stop.is_asked:
                 service.go_on()
@@ -108,18 +115,20 @@ class _Service:
     def __init__(
         self,
         client: SyncPrefectClient,
-        definitions: tuple[Definition, ...],
+        allowed: Allowed,
         registered: dict[UUID, Definition],
         environment: dict[str, str],
         health: Health,
+        on_registered: OnRegistered,
     ) -> None:
-        self._client, self._definitions, self._health = client, definitions, health
+        self._client, self._allowed, self._health, self._on_registered = client, allowed, health, on_registered
         self._take(registered)
         limits = {QUEUE_RUNNER: PASSES, JOBS_RUNNER: get_settings().JOB_RUNS}
         self._runners = {
             name: FlowRunner(limit, environment, self._entrypoint_of, self._note_end) for name, limit in limits.items()
         }
         self._look_at = self._check_at = time.monotonic()
+        self._reconsider_at = time.monotonic() + _RECONSIDER_SECONDS
         self._failures = 0
 
     def go_on(self) -> None:
@@ -147,7 +156,7 @@ class _Service:
     def _step(self, is_time_to_look: bool) -> None:
         if self._failures > 1:
             # It may be another server, or one that forgot.
-            self._take(register(self._client, self._definitions))
+            self._take(register(self._client, self._allowed()))
         elif time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + CHECK_SECONDS
             self._check()
@@ -185,11 +194,23 @@ class _Service:
     def _check(self) -> None:
         try:
             check(self._client, self._registered)
+            if time.monotonic() >= self._reconsider_at:
+                self._reconsider_at = time.monotonic() + _RECONSIDER_SECONDS
+                self._add_allowed()
             for tag, limit in settle(self._client, create=False).items():
                 logger.warning("set the limit of tag %s to %d: the hosts' slots", get_settings().named(tag), limit)
         finally:
             # None is held in between: it would be one more for each that serves.
             connection.close()
+
+    def _add_allowed(self) -> None:
+        """What could not be served at the start, or not be registered, may be now."""
+        if len(self._registered) == len(definitions(get_settings())):
+            return
+        if missing := [one for one in self._allowed() if one not in self._registered.values()]:
+            added = register(self._client, missing)
+            self._take({**self._registered, **added})
+            self._on_registered(added.values())
 
     def _tell(self) -> None:
         try:
