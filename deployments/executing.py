@@ -1,7 +1,7 @@
-"""One flow run, done by the flow that this process knows for it.
+"""Executes a flow run with the flow that this process has registered for it.
 
-Prefect's own engine asks the API which code to load: whoever can write there could have any code run here. Nothing of
-what runs is taken from the API here but the parameters, which the flow itself checks.
+Prefect's own engine asks the API which code to load, so anyone who can write to the API could run code here. This one
+takes only the parameters from the API, and the flow validates them.
 """
 
 from pkgutil import resolve_name
@@ -14,17 +14,17 @@ from prefect.flows import Flow
 
 
 def execute(flow_run_id: UUID, entrypoint: str) -> None:
-    """Do the flow run by the flow at `module:name`, and leave it to the flow to say how it ended.
+    """Execute the flow run with the flow at `entrypoint` (`module:name`). The result is in the run's state.
 
-    Ends the process where Prefect's engine does: the run was paused, aborted, or has failed to report its end.
+    Raises `SystemExit` where Prefect's engine does: if the run was paused, aborted, or could not report its end.
     """
     flow: Flow[..., Any] = resolve_name(entrypoint)
     with handle_engine_signals(flow_run_id):
         flow_run = load_flow_run(flow_run_id)
         run_flow(
-            # A server can name a place where results are written, which is no part of ours.
+            # The server can configure a storage for results. Nothing of ours goes there.
             flow.with_options(persist_result=False),
             flow_run=flow_run,
-            # A result would be read from where the state says it is, and unpickled.
+            # With "result", a result that the API names would be loaded and unpickled.
             return_type="state",
         )

@@ -1,4 +1,4 @@
-"""Whether the flow runs that are served can do their work: said in a line when they can't, and again when they can."""
+"""Reports in one line when the served flow runs can't do their work, and when they can again."""
 
 import logging
 import time
@@ -21,8 +21,11 @@ logger = logging.getLogger("container_manager.deployments")
 
 
 class Health:
-    """Of one process that serves. `alive_file` is touched whenever the API and the database have answered: one that is
-    older than a minute means that nothing is served."""
+    """The health of one serving process.
+
+    `alive_file` is touched whenever the API and the database have answered. If it is older than a minute, the service
+    is not working.
+    """
 
     def __init__(self, alive_file: Path | None = None) -> None:
         self._alive_file = alive_file
@@ -32,7 +35,7 @@ class Health:
         self._failed_with: dict[str, str] = {}
 
     def check_database(self) -> None:
-        """Once an interval. `CannotServe` if it is another installation's, or one of a newer version."""
+        """Once per interval. Raises `CannotServe` for another installation's database or a newer version's queue."""
         if time.monotonic() < self._check_at:
             return
         self._check_at = time.monotonic() + get_settings().POLL_INTERVAL_SECONDS
@@ -45,7 +48,7 @@ class Health:
             self.note(e)
             return
         finally:
-            # None is held in between: it would be one more for each that serves.
+            # The service needs no connection in between.
             connection.close()
         if instance_id != self._instance_id:
             raise CannotServe(
@@ -62,12 +65,12 @@ class Health:
         self._database_problem = problem
 
     def note_look(self) -> None:
-        """The API has said what is due."""
+        """The API has listed the due runs."""
         if self._alive_file is not None and not self._database_problem:
             self._alive_file.touch()
 
     def note_end(self, definition: Definition, run: FlowRunResponse, state: "State[Any]") -> None:
-        """A flow run that could not do its work is told once, until one can."""
+        """Report a failed flow run once, until one succeeds again."""
         name = definition.full_name
         if not state.is_failed() and not state.is_crashed():
             if self._failed_with.pop(name, None) is not None:

@@ -1,4 +1,4 @@
-"""What a deployment's values should become: ours where nobody has changed them, people's where somebody has."""
+"""Three-way merge of a deployment's values: what the server has, what we want, what we wrote last."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -12,10 +12,11 @@ _MISSING = object()
 def merged(
     server: DeploymentRecord, desired: DeploymentRecord, written: Sequence[DeploymentRecord]
 ) -> tuple[DeploymentRecord, DeploymentRecord]:
-    """What the server should have, and what is to be on record as written by us.
+    """The values that the server should have, and the values to record as written by us.
 
-    `server`: what it has. `written`: what we wrote last, or may have written where nothing is on record; not empty. A
-    value that equals one of these is ours to change. Parameters and tags are dealt with one by one.
+    `written`: the last recorded values. Without a record: all that an earlier version may have written. Never empty.
+    A value on the server that equals one of these is ours to change. Any other was set by a person and stays. Each
+    parameter and each tag is merged for itself.
     """
     description, our_description = _value(
         server.description, desired.description, [record.description for record in written]
@@ -55,7 +56,7 @@ def _value(server: _T, desired: _T, written: Sequence[_T]) -> tuple[_T, _T]:
 def _schedule(
     server: ScheduleRecord | None, desired: ScheduleRecord | None, written: Sequence[ScheduleRecord | None]
 ) -> tuple[ScheduleRecord | None, ScheduleRecord | None]:
-    """One that we made and that is gone was removed by somebody, and stays so."""
+    """A schedule of ours that is gone was removed by a person, and stays removed."""
     if server is None and any(written):
         return None, written[0]
     return _value(server, desired, written)

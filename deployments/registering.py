@@ -1,7 +1,7 @@
-"""The deployments on the server: made where they are missing, and brought up to date where nobody has changed them.
+"""Registers the deployments on the Prefect server without touching what people have changed there.
 
-An existing deployment is never posted, which would delete every schedule of it, but once for its labels: a change
-can't bring these. It is patched only where something of ours differs.
+POST deletes all schedules of an existing deployment, so an existing one gets only PATCH requests, and only if one of
+our values differs. The one exception: labels can't be patched, so a deployment without ours is posted once.
 """
 
 import logging
@@ -44,11 +44,11 @@ def register(
     pool: str = "",
     reset: bool = False,
 ) -> dict[UUID, Definition]:
-    """Create or update them; by id. With `pool` they are for the workers of that pool, else to be served.
+    """Create or update the deployments; returns them by id. With `pool` for its workers, otherwise to be served.
 
-    One that is on another pool, or another installation's, is taken over with `take_over`, with its past and its
-    schedules; else `CannotServe` says how to, before anything is changed. `reset`: what people have changed is set
-    back. One that the server can't deal with is left out, with a line.
+    Raises `CannotServe` before any change if a deployment is on another pool or belongs to another installation.
+    `take_over` takes it over, with its history and schedules. `reset` sets back what people have changed. A deployment
+    that the server answers with an error is left out, and logged.
     """
     if pool:
         _refuse_missing(client, pool)
@@ -70,7 +70,7 @@ def _present_ones(
     take_over: bool,
     pool: str,
 ) -> list[tuple[Definition, DeploymentResponse | None]]:
-    """What is there, all of it looked at before anything is changed."""
+    """Reads and checks all deployments before any is changed."""
     present: list[tuple[Definition, DeploymentResponse | None]] = []
     for definition in definitions:
         with _for_itself(definition, problems):
@@ -84,7 +84,7 @@ def _present_ones(
 
 @contextmanager
 def _for_itself(definition: Definition, problems: list[httpx.HTTPStatusError]) -> Iterator[None]:
-    """What the server can't do for this deployment keeps no other from being served."""
+    """An error of the server for this deployment does not stop the others."""
     try:
         yield
     except httpx.HTTPStatusError as e:
@@ -102,21 +102,21 @@ def _register(
 ) -> UUID:
     deployment = _ensure(client, definition, present, pool)
     _update(client, definition, deployment, pool, reset=reset)
-    # Each time, since it may have been cut off in the middle.
+    # Every time: an earlier attempt may have been interrupted.
     if earlier := find_earlier(client, deployment):
         take_the_place(client, deployment, earlier)
     return deployment.id
 
 
 def check(client: SyncPrefectClient, registered: dict[UUID, Definition]) -> None:
-    """`CannotServe` if somebody has put one of them on a work pool, taken it over or removed it meanwhile."""
+    """Raises `CannotServe` if one was deleted, moved to a work pool, or taken over by another installation."""
     for deployment_id, definition in registered.items():
         try:
             deployment = _read(client, definition)
         except httpx.HTTPStatusError as e:
             if not is_of_one(e):
                 raise
-            # It can't be shown, and is not known to have changed.
+            # The server can't show it. Nothing says that it has changed.
             continue
         if deployment is None or deployment.id != deployment_id:
             raise CannotServe(f"{definition.full_name} was deleted from the Prefect server: start again to serve it")
@@ -165,19 +165,19 @@ def _read(client: SyncPrefectClient, definition: Definition) -> DeploymentRespon
 def _ensure(
     client: SyncPrefectClient, definition: Definition, deployment: DeploymentResponse | None, pool: str
 ) -> DeploymentResponse:
-    """The deployment with our labels."""
+    """Create the deployment, or give it our labels, if need be."""
     if deployment is None:
         return _create(client, definition, pool)
     if is_ours(deployment.labels):
         return deployment
     with kept_slots(client, deployment.id):
-        # Read again, just before all schedules are replaced: one may have been added meanwhile.
+        # Read again, as late as possible: a person may have just added a schedule.
         deployment = client.read_deployment(deployment.id)
         _post(
             client,
             name=deployment.name,
             flow_id=str(deployment.flow_id),
-            # What is not named is left as it is; these would not be.
+            # Fields that are not sent are kept, except for these.
             parameters=deployment.parameters,
             parameter_openapi_schema=deployment.parameter_openapi_schema,
             enforce_parameter_schema=deployment.enforce_parameter_schema,
@@ -200,7 +200,6 @@ def _create(client: SyncPrefectClient, definition: Definition, pool: str) -> Dep
         schedules=[values.new_schedule(desired.schedule)] if desired.schedule else [],
         **values.technical(definition, pool),
     )
-    # Nothing of what is there by now was written by anybody else.
     Installation.keep_registration(deployments={str(created): desired})
     return client.read_deployment(created)
 
@@ -208,7 +207,7 @@ def _create(client: SyncPrefectClient, definition: Definition, pool: str) -> Dep
 def _update(
     client: SyncPrefectClient, definition: Definition, deployment: DeploymentResponse, pool: str, *, reset: bool
 ) -> None:
-    """Change what differs and is ours to change, and remember what we wrote."""
+    """Update the values that are ours to change, and record them."""
     now, desired = values.present(deployment, definition), values.desired(definition)
     known = Installation.load().registration.deployments.get(str(deployment.id))
     written = [now] if reset else [known] if known else values.earlier(definition, get_settings())
@@ -239,7 +238,7 @@ def _update(
 
 
 def _write_schedule(client: SyncPrefectClient, deployment: DeploymentResponse, schedule: ScheduleRecord) -> None:
-    """By the endpoint of schedules, which leaves all others alone."""
+    """Uses the schedules' own endpoint, which leaves the other schedules alone."""
     present = values.our_schedule(deployment)
     if present is None:
         new = DeploymentScheduleCreate.model_validate(values.new_schedule(schedule))

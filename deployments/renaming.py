@@ -1,7 +1,6 @@
-"""Deployments under the name that the installation has now, in place of those under the name it had before.
+"""Replaces deployments after the installation's `NAME` has changed. Prefect can't rename a deployment.
 
-Prefect can't rename a deployment. The new ones get what people have made of the old ones; these are paused, and kept
-for their past.
+The new deployment takes over people's schedules, pauses and waiting runs. The old one is paused and keeps its history.
 """
 
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ from flows.late_runs import SCHEDULE_SLUG, is_of_our_schedule
 
 
 def find_earlier(client: SyncPrefectClient, new: DeploymentResponse) -> DeploymentResponse | None:
-    """The deployment of the same flow that this installation had under another name, and has not yet replaced."""
+    """This installation's deployment of the same flow under another name, unless it has been replaced already."""
     for deployment in our_deployments(client):
         if deployment.flow_id == new.flow_id and deployment.id != new.id and is_ours(deployment.labels):
             known = Installation.load().registration.deployments.get(str(deployment.id))
@@ -36,7 +35,7 @@ def find_earlier(client: SyncPrefectClient, new: DeploymentResponse) -> Deployme
 
 
 def take_the_place(client: SyncPrefectClient, new: DeploymentResponse, old: DeploymentResponse) -> None:
-    """Give `new` the schedules and the pauses of `old`, and the runs that wait there; pause `old`. May be repeated."""
+    """Move schedules, pauses and waiting runs from `old` to `new`, and pause `old`. Can be repeated."""
     for schedule in old.schedules:
         _take_schedule(client, new, schedule)
     if old.paused:
@@ -50,7 +49,7 @@ def take_the_place(client: SyncPrefectClient, new: DeploymentResponse, old: Depl
             idempotency_key=f"instead of {run.id}",
         )
         client.set_flow_run_state(run.id, Cancelled(message=f"it runs as a run of {new.name}"), force=True)
-    # Its schedules' runs are deleted by this, the ones that are due, too.
+    # This also deletes all its scheduled runs.
     _set_paused(client, old, paused=True)
     record = Installation.load().registration.deployments.get(str(old.id))
     if record is not None:
@@ -70,7 +69,7 @@ def _take_schedule(client: SyncPrefectClient, new: DeploymentResponse, schedule:
 
 
 def _waiting(client: SyncPrefectClient, old: DeploymentResponse) -> list[FlowRun]:
-    """Runs that were asked for, and those of people's schedules that are due. Ours makes its own."""
+    """Runs that people created, and due runs of people's schedules. Our own schedule creates its runs again."""
     chosen = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[old.id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),

@@ -1,7 +1,7 @@
-"""The times at which a deployment's schedules are due, kept over a change to the deployment.
+"""Keeps the scheduled runs of a deployment when the deployment changes.
 
-Whatever is changed, Prefect deletes the runs that it has made ahead, and makes those that come after its next look:
-a slot in between would be lost.
+After any change Prefect deletes the runs that it has scheduled ahead. Its scheduler later creates new ones, counted
+from that moment. A slot in between would be lost.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ from flows.api import PAGE, is_of_one
 
 @contextmanager
 def kept_slots(client: SyncPrefectClient, deployment_id: UUID) -> Iterator[None]:
-    """Within, the deployment or its schedules are changed; at the end the runs of slots since the beginning are there.
+    """Change the deployment or its schedules inside. Every slot since the start then has exactly one run.
 
-    Once each, also where the schedules are others by then.
+    This holds even if the schedules have been replaced.
     """
     began, ahead = _runs_ahead(client, deployment_id)
     yield
@@ -37,7 +37,7 @@ def kept_slots(client: SyncPrefectClient, deployment_id: UUID) -> Iterator[None]
 
 
 def _runs_ahead(client: SyncPrefectClient, deployment_id: UUID) -> tuple[datetime, list[FlowRunResponse]]:
-    """The runs that its schedules have made, and when that was, by the server's clock. None if it can't show them."""
+    """The runs scheduled ahead, and the server's time. No runs if the server can't list them."""
     asked = {"deployment_ids": [str(deployment_id)], "limit": PAGE}
     try:
         response = client.request("POST", "/deployments/get_scheduled_flow_runs", json=asked)
@@ -50,7 +50,7 @@ def _runs_ahead(client: SyncPrefectClient, deployment_id: UUID) -> tuple[datetim
 
 
 def _delete_twins(client: SyncPrefectClient, deployment_id: UUID, ahead: list[FlowRunResponse]) -> None:
-    """A slot whose run was due when the change was made has kept it, and has now got another one."""
+    """A run that was already due survives the change. If its schedule was replaced, its slot now has a second one."""
     if not ahead:
         return
     ids = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in ahead]))
@@ -62,12 +62,12 @@ def _delete_twins(client: SyncPrefectClient, deployment_id: UUID, ahead: list[Fl
 
 
 def _slot(run: Any) -> tuple[datetime | None, str]:
-    """When a run is due, and by which schedule: its slug, or of what kind it is."""
+    """The time of a run, and its schedule: the slug, or the kind of schedule if there is no slug."""
     return run.expected_start_time, (run.created_by.display_value or "") if run.created_by else ""
 
 
 def server_time(response: httpx.Response) -> datetime:
-    """By the server's clock, to the second; by ours if it does not say."""
+    """By the server's clock, to the second; by ours if the answer has no date."""
     with suppress(KeyError, ValueError):
         return parsedate_to_datetime(response.headers["date"])
     return datetime.now(UTC)

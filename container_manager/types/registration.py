@@ -1,4 +1,4 @@
-"""What an installation has written to a Prefect server, kept so that it can tell its own values from people's."""
+"""Records of the values written to a Prefect server. They tell our own values from those that people have set."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class _Record(BaseModel):
-    # A newer version may have written more.
+    # A newer version may have written more fields.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -19,7 +19,7 @@ class ScheduleRecord(_Record):
 
 
 class DeploymentRecord(_Record):
-    """The values of one deployment; `name` as `flow/deployment`."""
+    """The values of one deployment. `name` is `flow/deployment`."""
 
     name: str
     description: str = ""
@@ -30,7 +30,7 @@ class DeploymentRecord(_Record):
 
 
 class Registration(_Record):
-    """By the ids that the server gave: those of another server are others."""
+    """By the server's ids, which differ from server to server."""
 
     deployments: dict[str, DeploymentRecord] = {}
     #: The limits of tags.
