@@ -1,6 +1,7 @@
 """The deployments on a real Prefect server: served and on a work pool, the same ones either way."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -149,6 +150,30 @@ def test_a_worker_runs_what_was_deployed_and_of_what_was_missed_only_the_last(
     assert has_ended(job), worker.stdout + worker.stderr
     # The worker takes the oldest; that one leaves those of the last interval alone.
     assert (left.count("Completed"), len(left) <= 3) == (1, True)
+
+
+@on_sqlite
+def test_on_a_pool_made_with_the_template_no_job_variable_counts(
+    docker_host: DockerHost, run: Run, tmp_path: Path
+) -> None:
+    run("prefect", "work-pool", "create", *POOL, "--base-job-template", "deployments/base-job-template.json")
+    synced = run("deployments", "sync", "--pool", "container-manager", DATABASE_URL=database_url())
+    marker = tmp_path / "attacked"
+    variables = {"command": f"touch {marker}", "env": {"DATABASE_URL": ""}, "working_dir": "/proc"}
+    with get_client(sync_client=True) as client:
+        path = {"id": read(JOBS).id}
+        client.request("PATCH", "/deployments/{id}", path_params=path, json={"job_variables": variables})
+        flow_run = client.create_flow_run_from_deployment(read(JOBS).id, job_variables=variables)
+
+    worker = run(
+        *("prefect", "worker", "start", "--pool", "container-manager", "--run-once", "--work-queue", "queue"),
+        DATABASE_URL=database_url(),
+    )
+
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run.id).state
+    assert synced.returncode == 0, synced.stderr
+    assert (state.name, marker.exists()) == ("Completed", False), worker.stdout + worker.stderr
 
 
 def test_a_queued_job_runs_by_the_schedule_alone(docker_host: DockerHost, manager: QueueManager, serve: Serve) -> None:
