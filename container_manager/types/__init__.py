@@ -1,6 +1,6 @@
 """The values that travel between the layers: frozen, checked, and free of Django and Docker."""
 
-from .observations import ContainerSummary, Daemon, Observation
+from .observations import ContainerSummary, Daemon, Network, Observation
 from .problems import Problem, describe_problems, problems_of
 from .reports import (
     HOST_TAG_PREFIX,
@@ -74,6 +74,7 @@ __all__ = [
     "Limits",
     "LoopStats",
     "MountSpec",
+    "Network",
     "Observation",
     "Problem",
     "ProcessReport",

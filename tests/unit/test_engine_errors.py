@@ -42,6 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 #: Written out again; an answer that is added must be added here.
 OF_ONE_STEP: dict[tuple[str, int], type[EngineError]] = {
+    ("networks", 404): EngineFailed,
     ("create", 404): ImageMissing,
     ("create", 409): NameTaken,
     ("connect", 404): NetworkMissing,
