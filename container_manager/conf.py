@@ -39,6 +39,12 @@ def _name(value: str) -> str:
     return value
 
 
+def _network(value: str) -> str:
+    if not value or value != value.strip():
+        raise ValueError("must be the name or the id of a network, without spaces around it")
+    return value
+
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -103,6 +109,10 @@ class Settings(BaseModel):
     ALLOWED_BIND_PREFIXES: tuple[Annotated[str, AfterValidator(_bind_prefix)], ...] = ()
     #: tuple of str, ("cm-*",). Patterns of the names of the Engine's volumes that jobs may mount.
     ALLOWED_VOLUMES: tuple[str, ...] = ("cm-*",)
+    #: tuple of str, (). Networks of the Engines that no job may join, whatever it calls them: by name, or by an id of
+    #: 12 characters or more. All networks of such a name are denied; one that an Engine does not have denies nothing
+    #: there. With `bridge` among them every job must name its networks.
+    DENIED_NETWORKS: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     #: tuple of str, () = all. Images that jobs may use: repository patterns such as `registry.example/team/*`.
     ALLOWED_IMAGES: tuple[str, ...] = ()
     #: tuple of str, (unix, tcp). Schemes of hosts' addresses; `ssh` can be added.

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .engine_errors import storable
-from .types import ContainerSummary, Daemon, Observation
+from .types import ContainerSummary, Daemon, Network, Observation
 
 INSTANCE_LABEL = "container-manager.instance"
 JOB_LABEL = "container-manager.job"
@@ -55,6 +55,11 @@ def observation(row: dict[str, Any]) -> Observation:
         has_endpoint=any(endpoint and endpoint.get("EndpointID") for endpoint in networks.values()),
         environment=dict(variable.split("=", 1) for variable in row["Config"].get("Env") or [] if "=" in variable),
     )
+
+
+def network(row: dict[str, Any]) -> Network:
+    """From a row of the Engine's list of networks."""
+    return Network(id=row["Id"], name=row["Name"], driver=row.get("Driver") or "")
 
 
 def daemon(info: dict[str, Any], networks: list[dict[str, Any]]) -> Daemon:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import docker
@@ -10,13 +10,14 @@ import docker.errors
 import docker.tls
 from docker.types import LogConfig, Mount
 
-from .containers import INSTANCE_LABEL, daemon, observation, summary
+from . import networks
+from .containers import INSTANCE_LABEL, daemon, network, observation, summary
 from .engine_errors import parsing, storable, translated
 from .exceptions import ContainerGone, ContainerRunning, EngineError, EngineFailed, HostUnavailable
 from .images import qualified
 from .logs import BoundedLog
 from .streams import DockerEndWatch, DockerLogFollow, EndWatch, LogFollow
-from .types import ContainerSpec, ContainerSummary, Daemon, EngineAddress, Hardening, Observation
+from .types import ContainerSpec, ContainerSummary, Daemon, EngineAddress, Hardening, Network, Observation
 
 Stream = Literal["stdout", "stderr"]
 
@@ -81,14 +82,14 @@ class DockerEngine:
             info = self._client().info()
         try:
             with translated("daemon"):
-                networks = self._client().networks(names=["bridge"])
+                bridges = self._client().networks(names=["bridge"])
         except HostUnavailable:
             raise
         except EngineError:
             # A proxy before the socket may forbid it.
-            networks = []
+            bridges = []
         with parsing("daemon"):
-            return daemon(info, networks)
+            return daemon(info, bridges)
 
     def create(
         self,
@@ -101,10 +102,11 @@ class DockerEngine:
     ) -> str:
         """Create, not start; the id. `environment` is all of it, secrets resolved.
 
-        Only what is named here reaches the Engine: an allow-list, whatever a spec may grow.
+        Only what is named here reaches the Engine: an allow-list, whatever a spec may grow. Nothing is created for a
+        network that is denied.
         """
         client = self._client()
-        first_network, *networks = spec.networks or (None,)
+        first, *others = networks.joined(spec.networks, hardening.denied_networks, self._networks)
         limits: dict[str, Any] = {}
         if spec.memory_limit_mib:
             memory = spec.memory_limit_mib * 1024 * 1024
@@ -113,8 +115,9 @@ class DockerEngine:
             limits["nano_cpus"] = int(spec.cpu_limit * 1_000_000_000)
         if hardening.cap_drop_all:
             limits["cap_drop"] = ["ALL"]
-        if first_network:
-            limits["network_mode"] = first_network
+        if spec.networks and spec.networks[0] != networks.DEFAULT:
+            limits["network_mode"] = networks.handle(first)
+        endpoints = {networks.handle(first): networks.endpoint(first)} if networks.endpoint(first) else {}
         with translated("create"):
             host_config = client.create_host_config(
                 init=True,
@@ -137,12 +140,12 @@ class DockerEngine:
                 labels=dict(labels),
                 name=name,
                 host_config=host_config,
+                networking_config={"EndpointsConfig": endpoints} if endpoints else None,
             )
         with parsing("create"):
             container_id = str(created["Id"])
-        for network in networks:
-            with translated("connect"):
-                client.connect_container_to_network(container_id, network)
+        for other in others:
+            self._connect(container_id, other)
         return container_id
 
     def start(self, container_id: str) -> None:
@@ -257,6 +260,22 @@ class DockerEngine:
                     log.cut_short(f"not read further: it took more than {seconds:g} s")
                     chunks._response.close()  # type: ignore[attr-defined]
                     return
+
+    def _networks(self) -> Sequence[Network]:
+        with translated("networks"):
+            rows = self._client().networks()
+        with parsing("networks"):
+            if not isinstance(rows, list):
+                raise TypeError
+            return [network(row) for row in rows]
+
+    def _connect(self, container_id: str, other: Network) -> None:
+        client = self._client()
+        data = {"Container": container_id, "EndpointConfig": networks.endpoint(other)}
+        with translated("connect"):
+            # By hand: docker-py has no argument for the endpoint's id of the network.
+            url = client._url("/networks/{0}/connect", networks.handle(other))  # type: ignore[attr-defined]
+            client._raise_for_status(client._post_json(url, data))  # type: ignore[attr-defined]
 
     def _client(self) -> docker.APIClient:
         with self._lock:

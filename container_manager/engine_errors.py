@@ -30,8 +30,8 @@ from .exceptions import (
 )
 
 Step = Literal[
-    "version", "identify", "daemon", "create", "connect", "start", "list", "inspect", "logs", "signal", "remove",
-    "pull", "events",
+    "version", "identify", "daemon", "networks", "create", "connect", "start", "list", "inspect", "logs", "signal",
+    "remove", "pull", "events",
 ]  # fmt: skip
 
 #: After these a lost answer leaves open what happened. A pull that happens later harms nobody.
@@ -41,6 +41,8 @@ _SIDE_EFFECTS = ("create", "connect", "start", "signal", "remove")
 _GATEWAY = (502, 503, 504)
 #: Measured on real Engines, 20.10 and newer.
 _BY_STEP: dict[tuple[Step, int], type[EngineError]] = {
+    # A proxy before the socket may forbid to look at networks. All else works on that host.
+    **{("networks", status): EngineFailed for status in (401, 403, 404, 407)},
     ("create", 404): ImageMissing,
     ("create", 409): NameTaken,
     ("connect", 404): NetworkMissing,

@@ -200,6 +200,7 @@ class DockerHost(models.Model):
             log_driver=settings.LOG_DRIVER,
             # The disk of the Engine's machine is bounded by the driver; what is kept in the database, by us.
             log_options={"max-size": "10m", "max-file": "3"} if settings.LOG_DRIVER in ("local", "json-file") else {},
+            denied_networks=settings.DENIED_NETWORKS,
         )
 
 

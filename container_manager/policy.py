@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pydantic
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 
-from . import images
+from . import images, networks
 from .conf import Settings, get_settings
 from .types import EngineAddress, JobSpec, problems_of
 
@@ -80,6 +80,8 @@ def _problems(spec: JobSpec, settings: Settings) -> dict[str, str | list[str]]:
         images.is_allowed(spec.image, pattern) for pattern in settings.ALLOWED_IMAGES
     ):
         found["image"] = f"{spec.image} is not among the setting ALLOWED_IMAGES"
+    if denied := [name for name in networks.wanted(spec.networks) if name in settings.DENIED_NETWORKS]:
+        found["networks"] = _why_denied(denied[0], is_named=bool(spec.networks))
     mounts = []
     for number, mount in enumerate(spec.mounts):
         if mount.type == "bind" and not _is_below(mount.source, settings.ALLOWED_BIND_PREFIXES):
@@ -95,6 +97,14 @@ def _problems(spec: JobSpec, settings: Settings) -> dict[str, str | list[str]]:
     if spec.secret_environment and not settings.SECRET_RESOLVER:
         found["secret_environment"] = "needs the setting SECRET_RESOLVER, which turns references into values"  # noqa: S105
     return found
+
+
+def _why_denied(network: str, *, is_named: bool) -> str:
+    if is_named:
+        return f"{network} is among the setting DENIED_NETWORKS: name another"
+    return (
+        f"without any, the job would join {network}, which is among the setting DENIED_NETWORKS: name another, or none"
+    )
 
 
 def _is_below(source: str, prefixes: tuple[str, ...]) -> bool:

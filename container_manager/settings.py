@@ -2,7 +2,8 @@
 
 `DATABASE_URL` (`postgres://user:password@host:port/name`, `sqlite:///path`), `DJANGO_SECRET_KEY`,
 `DJANGO_DEBUG` (1), `DJANGO_ALLOWED_HOSTS` and `DJANGO_CSRF_TRUSTED_ORIGINS` (commas between),
-`CONTAINER_MANAGER` (the setting of that name as JSON).
+`CONTAINER_MANAGER` (the setting of that name as JSON), `CONTAINER_MANAGER_DENIED_NETWORKS` (commas between; added to
+that setting's `DENIED_NETWORKS`).
 """
 
 import json
@@ -66,6 +67,13 @@ def _json(name: str) -> dict[str, Any]:
     return value
 
 
+def _with_denied_networks(ours: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Whoever deploys this denies them, whatever else is set."""
+    known = ours.get("DENIED_NETWORKS", [])
+    # What is no list is refused by its name, where the setting is read.
+    return ours | {"DENIED_NETWORKS": [*known, *names]} if names and isinstance(known, list) else ours
+
+
 DEBUG = os.environ.get("DJANGO_DEBUG") == "1"
 # Without a key of its own each process makes one: sessions then end with it, and nothing is signed by a
 # key that everybody knows.
@@ -76,7 +84,7 @@ CSRF_TRUSTED_ORIGINS = _list("DJANGO_CSRF_TRUSTED_ORIGINS")
 DATABASES = {"default": database_from_url(os.environ.get("DATABASE_URL") or f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-CONTAINER_MANAGER = _json("CONTAINER_MANAGER")
+CONTAINER_MANAGER = _with_denied_networks(_json("CONTAINER_MANAGER"), _list("CONTAINER_MANAGER_DENIED_NETWORKS"))
 
 INSTALLED_APPS = [
     "container_manager",

@@ -1,6 +1,6 @@
 """The values that travel between the layers: frozen, checked, and free of Django and Docker."""
 
-from .observations import ContainerSummary, Daemon, Observation
+from .observations import ContainerSummary, Daemon, Network, Observation
 from .problems import Problem, describe_problems, problems_of
 from .registration import DeploymentRecord, Registration, ScheduleRecord
 from .reports import (
@@ -76,6 +76,7 @@ __all__ = [
     "Limits",
     "LoopStats",
     "MountSpec",
+    "Network",
     "Observation",
     "Problem",
     "ProcessReport",

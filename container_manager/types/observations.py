@@ -51,6 +51,19 @@ class Observation(Frozen):
         return self.started_at is not None or self.state in ("running", "paused", "restarting", "exited")
 
 
+class Network(Frozen):
+    """A network of an Engine. Any number of them may have one name; the id is its own."""
+
+    #: Empty: the Engine was not asked for it.
+    id: str = ""
+    name: str
+    driver: str = ""
+
+    @property
+    def is_of_host(self) -> bool:
+        return "host" in (self.name, self.driver)
+
+
 class Daemon(Frozen):
     """The daemon that answers for an Engine. Times are by the Engine's clock."""
 

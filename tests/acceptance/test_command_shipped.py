@@ -7,12 +7,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 import yaml
+from django.core.wsgi import get_wsgi_application
 
 from container_manager.management.commands.process_container_jobs import Command
 from tests.conftest import ROOT, missing
@@ -171,6 +175,93 @@ def test_only_the_deployments_have_the_docker_socket_and_nothing_is_published_bu
     assert with_socket == ["deployments"]
     assert len(ports) == 2
     assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+@pytest.mark.parametrize("own", ["", '{"DENIED_NETWORKS": []}', '{"DENIED_NETWORKS": ["mine"], "PIDS_LIMIT": 64}'])
+def test_what_jobs_are_kept_from_is_in_no_network_that_a_job_may_join(
+    compose: list[str], tmp_path: Path, own: str
+) -> None:
+    variables = SECRETS | ({"CONTAINER_MANAGER": own} if own else {})
+    made = yaml.safe_load(config(compose, tmp_path, **variables).stdout)
+    # A service that names none is in the project's own network, which is not among these.
+    in_networks = {
+        made["networks"][key]["name"]
+        for service in made["services"].values()
+        for key in service.get("networks", ["default"])
+    }
+
+    assert [name for name, service in made["services"].items() if "network_mode" in service] == []
+    for name in ("site", "deployments", "queue-processor"):
+        given = {key: value for key, value in made["services"][name]["environment"].items() if value is not None}
+        denied = denied_networks(tmp_path, given)
+        assert in_networks <= denied
+        assert denied - in_networks == set(json.loads(own or "{}").get("DENIED_NETWORKS", []))
+
+
+@pytest.mark.parametrize("own", ['"mine"', "null", '{"mine": 1}', "[1]"])
+def test_a_list_of_denied_networks_that_can_not_be_read_stops_the_service(tmp_path: Path, own: str) -> None:
+    given = {"CONTAINER_MANAGER": f'{{"DENIED_NETWORKS": {own}}}', "CONTAINER_MANAGER_DENIED_NETWORKS": "internal"}
+
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        denied_networks(tmp_path, given)
+
+    assert "CONTAINER_MANAGER: DENIED_NETWORKS" in stopped.value.stderr
+
+
+def denied_networks(folder: Path, given: dict[str, str]) -> set[str]:
+    """As a service reads its environment."""
+    script = "from container_manager.conf import get_settings; print(*get_settings().DENIED_NETWORKS)"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "DJANGO_SETTINGS_MODULE": "container_manager.settings",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT, env=environment | given, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("hosts", ["", "jobs.example", "jobs.example,.example.org"])
+def test_the_sites_health_is_seen_under_whatever_name_people_see_it(
+    compose: list[str], tmp_path: Path, settings: Any, hosts: str
+) -> None:
+    site = yaml.safe_load(config(compose, tmp_path, **SECRETS, DJANGO_ALLOWED_HOSTS=hosts).stdout)["services"]["site"]
+    settings.ALLOWED_HOSTS = site["environment"]["DJANGO_ALLOWED_HOSTS"].split(",")
+
+    with serving(get_wsgi_application()) as port:
+        healthy = check_health(site, "8000", port)
+        settings.ALLOWED_HOSTS = ["another.example"]
+        refused = check_health(site, "8000", port)
+
+    assert (healthy, refused) == (0, 1)
+
+
+@contextmanager
+def serving(application: Any) -> Iterator[int]:
+    """Its port."""
+    with make_server("127.0.0.1", 0, application, handler_class=QuietHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class QuietHandler(WSGIRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+def check_health(service: dict[str, Any], port: str, elsewhere: int) -> int:
+    """The exit code of its check, which asks at another port."""
+    kind, program, *arguments = service["healthcheck"]["test"]
+    assert (kind, program) == ("CMD", "python")
+    command = [argument.replace(f":{port}/", f":{elsewhere}/") for argument in arguments]
+    return subprocess.run([sys.executable, *command], capture_output=True, check=False).returncode
 
 
 def test_the_prefect_server_has_a_database_of_its_own(services: dict[str, Any]) -> None:

@@ -70,7 +70,8 @@ class FakeClient:
         labels: Mapping[str, str],
         hardening: Hardening,
     ) -> str:
-        return self._call("create", name, lambda: self._engine.create(name, spec, environment, labels))
+        denied = hardening.denied_networks if hardening else ()
+        return self._call("create", name, lambda: self._engine.create(name, spec, environment, labels, denied))
 
     def start(self, container_id: str) -> None:
         self._call("start", container_id, lambda: self._engine.start(container_id))

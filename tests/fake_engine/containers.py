@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from container_manager.types import ContainerSpec
+from container_manager.types import ContainerSpec, Network
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class FakeContainer:
     environment: dict[str, str]
     labels: dict[str, str]
     program: Program
+    networks: tuple[Network, ...] = ()
     state: str = "created"
     exit_code: int = 0
     oom_killed: bool = False

@@ -3,7 +3,7 @@
 import threading
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,7 +22,8 @@ from container_manager.exceptions import (
     RequestRefused,
 )
 from container_manager.images import qualified
-from container_manager.types import ContainerSpec, ContainerSummary
+from container_manager.networks import handle, joined
+from container_manager.types import ContainerSpec, ContainerSummary, Network
 
 from .client import Call, FakeClient, FakeWatch
 from .containers import PROGRAMS, Clock, FakeContainer, Program
@@ -78,7 +79,10 @@ class FakeEngine:
         self.images = {qualified("busybox")}
         #: Images that a pull brings.
         self.registry: set[str] = set()
-        self.networks = {"bridge", "none"}
+        self.networks = [
+            Network(id=uuid.uuid4().hex * 2, name=name, driver=driver)
+            for name, driver in (("bridge", "bridge"), ("host", "host"), ("none", "null"))
+        ]
         #: seconds of the Engine's clock; for how long the list shows an ended container as running.
         self.list_lag = 0.0
         self.new_id: Callable[[], str] = lambda: uuid.uuid4().hex * 2
@@ -224,7 +228,15 @@ class FakeEngine:
             hook()
         return answer
 
-    def create(self, name: str, spec: ContainerSpec, environment: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    def create(
+        self,
+        name: str,
+        spec: ContainerSpec,
+        environment: Mapping[str, str],
+        labels: Mapping[str, str],
+        denied_networks: Sequence[str] = (),
+    ) -> str:
+        networks = joined(spec.networks, denied_networks, lambda: self.networks)
         if qualified(spec.image) not in self.images:
             raise ImageMissing(f"create: No such image: {spec.image}")
         if (spec.cpu_limit or 0) > CPUS:
@@ -232,7 +244,7 @@ class FakeEngine:
         if any(container.name == name for container in self.containers.values()):
             raise NameTaken(f'create: Conflict. The container name "/{name}" is already in use')
         program = PROGRAMS.get(spec.command, Program())
-        made = FakeContainer(self.new_id(), name, spec, dict(environment), dict(labels), program)
+        made = FakeContainer(self.new_id(), name, spec, dict(environment), dict(labels), program, networks)
         self.containers[made.id] = made
         return made.id
 
@@ -243,10 +255,8 @@ class FakeEngine:
         if container.spec.user == "no-such-user":
             container.exit_code, container.error = 128, "unable to find user no-such-user"
             raise EngineFailed(f"start: {container.error}")
-        missing = [name for name in container.spec.networks if name not in self.networks]
-        if missing:
-            container.exit_code, container.error = 128, f"network {missing[0]} not found"
-            raise ContainerGone(f"start: {container.error}")
+        for network in container.networks:
+            self._find_network(container, network)
         # One that has ended runs again: a start is not idempotent.
         self.starts.append(container.name)
         program = container.program
@@ -256,6 +266,15 @@ class FakeEngine:
         container.stderr += program.stderr
         if program.code is not None:
             self.end(container.id, program.code, oom_killed=program.oom_killed)
+
+    def _find_network(self, container: FakeContainer, wanted: Network) -> None:
+        """By the id that the container is bound to, else by the name."""
+        same = [network for network in self.networks if handle(wanted) in (network.id, network.name)]
+        if len(same) == 1:
+            return
+        container.exit_code = 128
+        container.error = f"network {handle(wanted)} {'is ambiguous' if same else 'not found'}"
+        raise (RequestRefused if same else ContainerGone)(f"start: {container.error}")
 
     def signal(self, container_id: str, name: str) -> None:
         container = self.find(container_id)

@@ -82,6 +82,8 @@ def create(engine: DockerEngine, *networks: str) -> str:
 CALLS: dict[str, Callable[[DockerEngine], Any]] = {
     "identify": lambda engine: engine.identify(),
     "daemon": lambda engine: engine.daemon(),
+    # What may be an id is looked for.
+    "networks": lambda engine: create(engine, "cafe"),
     "create": create,
     "connect": lambda engine: create(engine, "front", "back"),
     "start": lambda engine: engine.start(ID),

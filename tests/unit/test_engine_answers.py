@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 
 @pytest.mark.parametrize("body", [{"message": "hello"}, [{}], [1], "text", None], ids=repr)
-@pytest.mark.parametrize("step", ["identify", "create", "inspect", "list"])
+@pytest.mark.parametrize("step", ["identify", "networks", "create", "inspect", "list"])
 def test_json_that_lacks_what_was_asked_for_is_no_engine(
     server: FakeServer, engine: DockerEngine, step: str, body: Any
 ) -> None:

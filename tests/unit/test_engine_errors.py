@@ -42,6 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 #: Written out again; an answer that is added must be added here.
 OF_ONE_STEP: dict[tuple[str, int], type[EngineError]] = {
+    ("networks", 404): EngineFailed,
     ("create", 404): ImageMissing,
     ("create", 409): NameTaken,
     ("connect", 404): NetworkMissing,
@@ -69,6 +70,8 @@ BY_STATUS = (
     ]
     # Some Engines hand on what the registry says.
     + [("pull", status, EngineFailed) for status in (401, 403, 407, 502, 503, 504)]
+    # A proxy that lets nobody look at networks lets everything else through.
+    + [("networks", status, EngineFailed) for status in (401, 403, 407)]
     + [("events", 500, EngineFailed), ("events", 503, HostUnavailable)]
 )
 
@@ -121,7 +124,7 @@ def test_what_tells_no_version_is_no_engine(server: FakeServer, engine: DockerEn
     assert raised(step, engine) is HostMisconfigured
 
 
-@pytest.mark.parametrize("step", ["identify", "create", "list", "inspect"])
+@pytest.mark.parametrize("step", ["identify", "networks", "create", "list", "inspect"])
 def test_a_page_in_place_of_an_answer_is_no_engine(server: FakeServer, engine: DockerEngine, step: str) -> None:
     server.set(step, answer(200, "<html>log in</html>"))
 

@@ -59,6 +59,15 @@ def test_a_changed_setting_is_read_again(settings: Any) -> None:
         ({"MAX_CPUS": 0}, PREFIX + "MAX_CPUS: "),
         ({"ALLOWED_IMAGES": "busybox"}, PREFIX + "ALLOWED_IMAGES: must be a list"),
         ({"ALLOWED_BIND_PREFIXES": "/data"}, PREFIX + "ALLOWED_BIND_PREFIXES: "),
+        ({"DENIED_NETWORKS": "internal"}, PREFIX + "DENIED_NETWORKS: must be a list"),
+        ({"DENIED_NETWORKS": None}, PREFIX + "DENIED_NETWORKS: "),
+        *(
+            (
+                {"DENIED_NETWORKS": ["internal", name]},
+                PREFIX + "DENIED_NETWORKS.1: must be the name or the id of a network",
+            )
+            for name in ("", " ", "internal ", "\tinternal", "internal\n")
+        ),
         ({"DEPLOYMENTS": {"queue": "no-slash"}}, PREFIX + "DEPLOYMENTS.queue: must be of the right form, such as "),
         ({"DEPLOYMENTS": {"other": "a/b"}}, PREFIX + "DEPLOYMENTS.other: "),
     ],

@@ -73,7 +73,7 @@ REFUSED = [
     (mount(source="v", propagation="shared"), "mounts", "propagation: there is no such field"),
     ({"mounts": ["/etc:/etc"]}, "mounts", "0: must be an object"),
     *(({"networks": [name]}, "networks", "must be the name of a network") for name in [
-        "host", "container:x", "ns:/proc/1/ns/net", "", "a b", "-a",
+        "host", "container:x", "ns:/proc/1/ns/net", "", "a b", "-a", "a ", " a", "a\n", "a\u200b", "service:a",
     ]),
     ({"networks": ["none", "other"]}, "networks", "`none` can't be combined"),
     ({"networks": "bridge"}, "networks", 'must be a list, such as ["backend"]'),
@@ -232,6 +232,36 @@ def test_images_are_allowed_by_registry_repository_and_version(
     settings.CONTAINER_MANAGER = {"ALLOWED_IMAGES": (pattern,)}
 
     assert is_valid(ContainerJob(image=image)) == is_allowed
+
+
+@pytest.mark.parametrize(
+    ("denied", "networks", "message"),
+    [
+        (["internal"], ["internal"], "internal is among the setting DENIED_NETWORKS: name another"),
+        (["internal"], ["front", "internal"], "internal is among the setting DENIED_NETWORKS: name another"),
+        (["a", "internal"], ["internal", "internal"], "internal is among the setting DENIED_NETWORKS: name another"),
+        (["f" * 64], ["f" * 64], f"{'f' * 64} is among the setting DENIED_NETWORKS: name another"),
+        (["bridge"], ["default"], "bridge is among the setting DENIED_NETWORKS: name another"),
+        (["bridge"], [], "without any, the job would join bridge, which is among the setting DENIED_NETWORKS: name"),
+        (["bridge"], ["none"], None),
+        (["internal"], [], None),
+        (["internal"], ["Internal"], None),
+        (["internal"], ["internal2"], None),
+        (["internal"], ["intern"], None),
+        ([], ["internal"], None),
+    ],
+)
+def test_a_network_that_is_denied_is_refused_by_its_field(
+    settings: Any, denied: list[str], networks: list[str], message: str | None
+) -> None:
+    settings.CONTAINER_MANAGER = {"DENIED_NETWORKS": denied}
+
+    if message is None:
+        assert is_valid(ContainerJob(image="busybox", networks=networks))
+        return
+    problems = refusal(networks=networks)
+    assert list(problems) == ["networks"]
+    assert problems["networks"][0].startswith(message)
 
 
 @pytest.mark.parametrize(
