@@ -14,6 +14,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
+from container_manager.private_files import DatabaseIsPrivate, NewDatabaseIsPrivate
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 
@@ -46,6 +48,7 @@ def database_from_url(url: str) -> dict[str, Any]:
                 "transaction_mode": "IMMEDIATE",
                 "timeout": 20,
                 "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+                "factory": NewDatabaseIsPrivate,
             },
         }
     raise ImproperlyConfigured(f"DATABASE_URL: {parts.scheme or 'no scheme'}: use postgres:// or sqlite:///")
@@ -74,6 +77,8 @@ ALLOWED_HOSTS = _list("DJANGO_ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::
 CSRF_TRUSTED_ORIGINS = _list("DJANGO_CSRF_TRUSTED_ORIGINS")
 
 DATABASES = {"default": database_from_url(os.environ.get("DATABASE_URL") or f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
+if not os.environ.get("DATABASE_URL"):
+    DATABASES["default"]["OPTIONS"]["factory"] = DatabaseIsPrivate
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 CONTAINER_MANAGER = _json("CONTAINER_MANAGER")

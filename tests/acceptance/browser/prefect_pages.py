@@ -18,6 +18,13 @@ class PrefectPages:
             # On a machine that is busy its script may not have been loaded: then nothing is shown until somebody asks.
             self.page.reload()
 
+    def log_in(self, password: str) -> None:
+        """The pages ask for it wherever one comes from; what follows is the page that was asked for."""
+        self.page.goto(f"{self._address}/v2/deployments")
+        self.page.get_by_placeholder("admin:pass").fill(password)
+        self.page.get_by_role("button", name="Login").click()
+        expect(self.main.get_by_role("heading", name="Deployments")).to_be_visible()
+
     @property
     def main(self) -> Locator:
         return self.page.get_by_role("main")
