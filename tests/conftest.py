@@ -213,11 +213,11 @@ class PrefectServer:
         with temporary_settings({PREFECT_API_URL: self.url, PREFECT_API_AUTH_STRING: self.password}):
             yield
 
-    def ask(self, path: str, **question: Any) -> Any:
+    def ask(self, path: str, /, **question: Any) -> Any:
         """By POST, as one asks it most things."""
         return self.request("POST", path, json=question).json()
 
-    def request(self, method: str, path: str, **content: Any) -> httpx.Response:
+    def request(self, method: str, path: str, /, **content: Any) -> httpx.Response:
         """By Prefect's own client, with all that this server asks for; an error if it refuses."""
         with self.used(), get_client(sync_client=True) as client:
             return client.request(method, path, **content)

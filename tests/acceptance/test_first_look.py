@@ -233,6 +233,7 @@ def test_the_demonstration_is_not_led_by_a_server_that_runs_or_has_ended(
     for demo in (beside, after):
         text = "\n".join(demo.lines)
         assert "no Prefect API is configured" in text
+        assert "All eight ended as expected" in text
         assert demo.process.returncode == 0, text
     assert open_to_others(checkout) == []
 
