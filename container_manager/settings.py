@@ -15,6 +15,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
+from container_manager.private_files import DatabaseIsPrivate, NewDatabaseIsPrivate
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 
@@ -47,6 +49,7 @@ def database_from_url(url: str) -> dict[str, Any]:
                 "transaction_mode": "IMMEDIATE",
                 "timeout": 20,
                 "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+                "factory": NewDatabaseIsPrivate,
             },
         }
     raise ImproperlyConfigured(f"DATABASE_URL: {parts.scheme or 'no scheme'}: use postgres:// or sqlite:///")
@@ -82,6 +85,8 @@ ALLOWED_HOSTS = _list("DJANGO_ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::
 CSRF_TRUSTED_ORIGINS = _list("DJANGO_CSRF_TRUSTED_ORIGINS")
 
 DATABASES = {"default": database_from_url(os.environ.get("DATABASE_URL") or f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
+if not os.environ.get("DATABASE_URL"):
+    DATABASES["default"]["OPTIONS"]["factory"] = DatabaseIsPrivate
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 CONTAINER_MANAGER = _with_denied_networks(_json("CONTAINER_MANAGER"), _list("CONTAINER_MANAGER_DENIED_NETWORKS"))

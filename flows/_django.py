@@ -1,4 +1,6 @@
-"""Sets Django up. To be imported first by every flow module, wherever Prefect loads it."""
+"""Sets up Django, and whom Prefect sends its password. To be imported first by every flow module, wherever Prefect
+loads it.
+"""
 
 import logging
 import os
@@ -8,6 +10,9 @@ from django.apps import apps
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 
+from ._dotenv import keep_password_from_others
+
+keep_password_from_others()
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "container_manager.settings")
 if not apps.ready:
     django.setup()

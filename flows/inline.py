@@ -23,7 +23,10 @@ from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import APILogHandler, APILogWorker, PrefectConsoleHandler
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
+    PREFECT_API_KEY,
     PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+    PREFECT_CLIENT_CUSTOM_HEADERS,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_HOME,
@@ -37,6 +40,7 @@ from container_manager.types import FlowRunReport, ReportT
 from . import limits
 from .api import ApiRefused, FlowRunError, check_api, child_environment
 from .identity import inline_tag
+from .shut_server import HOST, ShutServer, new_password, without_proxy
 from .triggering import FlowRunFailed, report_of
 
 logger = logging.getLogger("container_manager.flows")
@@ -69,38 +73,43 @@ uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 
 
 class TemporaryServer:
-    """A Prefect server of this process, on loopback; started when it is first needed, and again if it has died."""
+    """A Prefect server of this process; started when it is first needed, and again if it has died.
+
+    Its password is new each time, and known to this process and the server's alone.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._home: tempfile.TemporaryDirectory[str] | None = None
-        self.url = ""
+        self._address: ShutServer | None = None
 
-    def ensure(self) -> str:
-        """Its API's URL. In a session of its own, so that Ctrl-C and a group's signals don't end it before us."""
-        if self._process is not None and self._process.poll() is None:
-            return self.url
+    def ensure(self) -> ShutServer:
+        """In a session of its own, so that Ctrl-C and a group's signals don't end it before us."""
+        if self._process is not None and self._address is not None and self._process.poll() is None:
+            return self._address
         self.stop()
         logger.info("starting a temporary Prefect server")
         atexit.register(self.stop)
         # Without a name, so that nothing is left behind, however we end.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_server((HOST, 0)) as listener:
             # Bound before it starts, so that nothing else can take the port meanwhile.
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            address = ShutServer(listener.getsockname()[1], new_password("temporary"))
             self._process = subprocess.Popen(  # noqa: S603 (our own program, no shell)
                 [sys.executable, "-c", _SERVER, str(listener.fileno())],
-                env=_environment(url) | self._own_home(),
+                env=_environment(address) | self._own_home(),
                 pass_fds=[listener.fileno()],
+                # What runs leave in its database is nobody else's.
+                umask=0o077,
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._wait_until_ready(self._process, url)
-        self.url = url
-        return url
+        self._wait_until_ready(self._process, address.api)
+        self._address = address
+        return address
 
     def stop(self) -> None:
         """End it, after the last logs and events were sent."""
@@ -152,20 +161,14 @@ class TemporaryServer:
         return " ".join(self._log.read().decode(errors="replace")[-500:].split()) or "it said nothing"
 
 
-def _environment(url: str) -> dict[str, str]:
-    environment = child_environment() | {
-        "PREFECT_API_URL": url,
+def _environment(address: ShutServer) -> dict[str, str]:
+    return address.environment(child_environment()) | {
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
         # Its own default forgets who holds a slot of a limit.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
-    # What is set may be another server's; this one asks for what we send.
-    environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)
-    if auth := PREFECT_API_AUTH_STRING.value():
-        environment["PREFECT_SERVER_API_AUTH_STRING"] = str(auth)
-    return environment
 
 
 server = TemporaryServer()
@@ -221,21 +224,35 @@ def recorded(problem: str = "") -> Iterator[Record]:
         except FlowRunError as e:
             problem = str(e)
     if problem:
-        url = server.ensure()
-        _renew_services(url)
-        with (
-            # Should it die, its client would otherwise try for minutes; nothing else can keep it from answering.
-            temporary_settings(
-                {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: 1}
-            ),
-            limits.on_temporary_server(),
-        ):
+        address = server.ensure()
+        _renew_services(address.api)
+        os.environ.update(without_proxy(os.environ))
+        with temporary_settings(_client_settings(address)), limits.on_temporary_server():
             yield Record("a temporary server that ends with this command", problem)
         return
     _renew_services(str(PREFECT_API_URL.value()))
     retries = min(CLIENT_RETRIES, PREFECT_CLIENT_MAX_RETRIES.value())
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: retries}):
         yield Record(where)
+
+
+def _client_settings(address: ShutServer) -> dict[Any, Any]:
+    """How this process asks our server: with its password, and with nothing that is meant for another API."""
+    return {
+        PREFECT_API_URL: address.api,
+        PREFECT_API_AUTH_STRING: address.password,
+        PREFECT_API_KEY: None,
+        PREFECT_CLIENT_CUSTOM_HEADERS: {name: _header(name, address) for name in PREFECT_CLIENT_CUSTOM_HEADERS.value()},
+        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: True,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        # Should it die, its client would otherwise try for minutes; nothing else can keep it from answering.
+        PREFECT_CLIENT_MAX_RETRIES: 1,
+    }
+
+
+def _header(name: str, address: ShutServer) -> str:
+    """In the place of one that the person has set, which can be replaced but not be taken away; it goes before ours."""
+    return address.authorization if name.lower() == "authorization" else ""
 
 
 #: What these warn of, the caller tells: that a flow run failed, and why; that the API is away.

@@ -22,9 +22,13 @@ os.environ |= {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_FLOWS": '{"heartbeat_frequency": null}',
+    # Not what `.env` has in a checkout where somebody has a first look.
+    "PREFECT_API_URL": "",
+    "PREFECT_API_AUTH_STRING": "",
 }
 
 import docker
+import httpx
 import pytest
 import requests
 from django.conf import settings
@@ -32,12 +36,15 @@ from django.db import connections
 from django.test.utils import setup_databases, teardown_databases
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation, JobAttempt
 from container_manager.queue import QueueManager
+from flows.shut_server import ShutServer, new_password
 
 # The same examples each time; and others each time, many more, for who has an hour: HYPOTHESIS_PROFILE=long.
 hypothesis_settings.register_profile(
@@ -183,16 +190,38 @@ TAG_SLOTS = {
 
 
 class PrefectServer:
-    """A real one on a free port, which may be stopped and started."""
+    """A real one on a free port, which may be stopped and started: shut, as all that we start, or open to anybody."""
 
-    def __init__(self, home: Path, env: Mapping[str, str], host: str = "127.0.0.1") -> None:
-        """`home`: where it keeps its things; `env`: the rest of its environment."""
-        self._log, self.port, self._host = home / "server.log", free_port(), host
-        self.pages = f"http://127.0.0.1:{self.port}"
-        self.url = f"{self.pages}/api"
+    def __init__(self, home: Path, env: Mapping[str, str], *, is_open: bool = False, host: str = "127.0.0.1") -> None:
+        """`home`: where it keeps its things; `env`: the rest of its environment; `host`: where it listens."""
+        self._log, self._host = home / "server.log", host
+        self._server = ShutServer(free_port(), "" if is_open else new_password("tests"))
+        self.port = self._server.port
+        self.pages, self.url, self.password = self._server.pages, self._server.api, self._server.password
         # Its pages ask at port 4200 unless they are told otherwise.
-        self._home, self._env = home, {**env, "PREFECT_HOME": str(home), "PREFECT_UI_API_URL": self.url}
+        own = {"PREFECT_HOME": str(home), "PREFECT_UI_API_URL": self.url}
+        self._home, self._env = home, {**env, **own} if is_open else self._server.environment(env) | own
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def client(self) -> dict[str, str]:
+        """What a process needs in its environment to ask it."""
+        return {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self.password}
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Within, it is the one that this process asks."""
+        with temporary_settings({PREFECT_API_URL: self.url, PREFECT_API_AUTH_STRING: self.password}):
+            yield
+
+    def ask(self, path: str, /, **question: Any) -> Any:
+        """By POST, as one asks it most things."""
+        return self.request("POST", path, json=question).json()
+
+    def request(self, method: str, path: str, /, **content: Any) -> httpx.Response:
+        """By Prefect's own client, with all that this server asks for; an error if it refuses."""
+        with self.used(), get_client(sync_client=True) as client:
+            return client.request(method, path, **content)
 
     @property
     def pid(self) -> int:
@@ -201,8 +230,9 @@ class PrefectServer:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
+            port = str(self._server.port)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--host", self._host, "--port", str(self.port)],
+                [sys.executable, "-m", "prefect", "server", "start", "--host", self._host, "--port", port],
                 env=self._env, cwd=self._home, stdout=log, stderr=log,
             )  # fmt: skip
         wait_until(self._is_ready, 120)
@@ -225,12 +255,12 @@ class PrefectServer:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API's URL of a real Prefect server, with a home of its own."""
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """With a home of its own."""
     server = PrefectServer(tmp_path_factory.mktemp("prefect"), os.environ | TAG_SLOTS)
     try:
         server.start()
-        yield server.url
+        yield server
         # What this process still has to tell it would fail once it is gone.
         APILogWorker.drain_all(timeout=10)
         EventsWorker.drain_all(timeout=10)

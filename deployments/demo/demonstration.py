@@ -28,6 +28,7 @@ def main() -> int:
     options = ["--max-concurrent=1"]
     until = time.monotonic() + DEADLINE_SECONDS
     jobs = ContainerJob.objects.filter(pk__in=job_ids)
+    is_alone = True
     while jobs.exclude(status__in=ENDED).exists():
         if time.monotonic() > until:
             _say(f"not all jobs have ended within {DEADLINE_SECONDS} s")
@@ -35,17 +36,22 @@ def main() -> int:
         _manage("process_container_jobs", "--queue-mode", "--once", *options)
         counts = jobs.order_by("status").values_list("status").annotate(Count("pk"))
         _say("  " + ", ".join(f"{status} {count}" for status, count in counts))
+        if options:
+            # `make serve`, for one, launches what it finds, with all its slots.
+            is_alone = jobs.filter(launched_at__isnull=False).count() <= 1
         options = []
     lines = [Line(job, entry) for job, entry in zip(jobs.order_by("pk"), load(MANIFEST).jobs, strict=True)]
     _say("\n" + render(lines))
     surprises = [line.surprise for line in lines if line.surprise]
     first = jobs.filter(launched_at__isnull=False).order_by("launched_at").first()
-    if first is None or first.name != "high-priority":
+    if is_alone and (first is None or first.name != "high-priority"):
         surprises.append(f"the first job to start was {first.label if first else 'none'}, not high-priority")
     for surprise in surprises:
         _say(f"NOT AS EXPECTED: {surprise}")
-    if not surprises:
+    if not surprises and is_alone:
         _say("All eight ended as expected, and the one of high priority, queued last, started first.")
+    elif not surprises:
+        _say("All eight ended as expected. Something else launched some of them, so their order says nothing.")
     _say_where_to_look()
     return 1 if surprises else 0
 

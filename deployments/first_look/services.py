@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -18,18 +18,20 @@ from urllib.request import urlopen
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 
-from ..checkout import ROOT
+from container_manager.private_files import make_folder, tighten
+from flows.shut_server import HOST, without_proxy
 
+from ..checkout import ROOT
+from .env_file import PASSWORD, EnvFile
+from .errors import CannotStart
+
+ENV_FILE = ROOT / ".env"
 ADMIN = "admin"
 #: seconds; a Prefect server makes the tables of a new database first.
 _START_SECONDS = 120
 #: seconds; a pass that is in progress ends within twenty.
 _STOP_SECONDS = 60
 _TICK_SECONDS = 0.2
-
-
-class CannotStart(Exception):
-    """The message is one line that says what to do."""
 
 
 class Stopped(Exception):
@@ -39,12 +41,14 @@ class Stopped(Exception):
 class Service:
     """A process of a session of its own, so that Ctrl-C reaches us alone; what it says is in a file."""
 
-    def __init__(self, name: str, log: Path, *command: str, **env: str) -> None:
+    def __init__(self, name: str, log: Path, *command: str, env: Mapping[str, str]) -> None:
         self.name, self._log = name, log
+        # One of an earlier version may be there.
+        tighten(log)
         with log.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603 (our own programs, no shell)
                 [sys.executable, *command],
-                cwd=ROOT, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -71,8 +75,13 @@ class FirstLook:
         self._stops = 0
         self._services: list[Service] = []
         self._logs = Path(os.environ["PREFECT_HOME"]) / "first-look"
-        self._site = f"http://127.0.0.1:{_port('SITE_PORT', 8000)}"
-        self._prefect_port = None if os.environ.get("PREFECT_API_URL") else _port("PREFECT_PORT", 4200)
+        self._site = f"http://{HOST}:{_port('SITE_PORT', 8000)}"
+        os.environ.update(without_proxy(os.environ))
+        #: Somebody's; empty: ours, once that is started.
+        self._api = os.environ.get("PREFECT_API_URL") or EnvFile.read(ENV_FILE).api_of_somebody()
+        self._prefect_port = None if self._api else _port("PREFECT_PORT", 4200)
+        #: Of the processes that ask that API.
+        self._env: dict[str, str] = dict(os.environ) | ({"PREFECT_API_URL": self._api} if self._api else {})
 
     def run(self) -> None:
         """Until SIGTERM or Ctrl-C; a second one waits for nothing. `CannotStart` if a process ends by itself."""
@@ -94,16 +103,14 @@ class FirstLook:
         self._stops += 1
 
     def _start(self) -> None:
-        self._logs.mkdir(parents=True, exist_ok=True)
+        make_folder(self._logs)
         call_command("migrate", verbosity=0)
-        if self._prefect_port is not None:
-            self._start_prefect(self._prefect_port)
-        _say(f"Prefect      {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
-        pages = _prefect_pages(os.environ["PREFECT_API_URL"].removesuffix("/api"))
+        login = _whence(self._api) if self._prefect_port is None else self._start_prefect(self._prefect_port)
+        server = self._api.removesuffix("/api")
+        _say(f"Prefect      {server}{login}")
+        pages = _prefect_pages(server)
         addresses = {"SITE_URL": self._site, "PREFECT_UI_URL": pages}
-        os.environ["CONTAINER_MANAGER"] = json.dumps(
-            addresses | json.loads(os.environ.get("CONTAINER_MANAGER") or "{}")
-        )
+        self._env["CONTAINER_MANAGER"] = json.dumps(addresses | json.loads(self._env.get("CONTAINER_MANAGER") or "{}"))
         deployments = self._add("deployments", "-m", "deployments")
         self._wait_until(lambda: deployments.has_said("serving "))
         _say(f"deployments  {pages}/deployments")
@@ -112,18 +119,19 @@ class FirstLook:
         _say(f"site         {self._site}/admin/  {_see_to_admin()}")
         _say("Ctrl-C stops all of it. Something to look at: make demo, in another terminal")
 
-    def _start_prefect(self, port: int) -> None:
-        api = f"http://127.0.0.1:{port}/api"
+    def _start_prefect(self, port: int) -> str:
+        """How to log in on its pages, as an addition to a line."""
+        server, is_new = EnvFile.read(ENV_FILE).own_server(port)
         self._add(
-            "Prefect", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port),
-            # Where its pages ask for data: by default on port 4200, wherever it listens.
-            PREFECT_API_URL=api, PREFECT_UI_API_URL=api,
+            "Prefect", "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port),
+            env=server.environment(os.environ),
         )  # fmt: skip
-        self._wait_until(lambda: _answers(f"{api}/ready"))
-        os.environ["PREFECT_API_URL"] = api
+        self._wait_until(lambda: _answers(f"{server.api}/ready"))
+        self._api, self._env = server.api, server.client_environment(os.environ)
+        return f"  password {server.password}" if is_new else f"  (its password is {PASSWORD} in {ENV_FILE})"
 
-    def _add(self, name: str, *command: str, **env: str) -> Service:
-        service = Service(name, self._logs / f"{name}.log", *command, **env)
+    def _add(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Service:
+        service = Service(name, self._logs / f"{name}.log", *command, env=env or self._env)
         self._services.append(service)
         return service
 
@@ -159,7 +167,7 @@ def _port(variable: str, usual: int) -> int:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", port))
+            listener.bind((HOST, port))
         except OSError as e:
             raise CannotStart(_taken(variable, port)) from e
     return port
@@ -168,8 +176,12 @@ def _port(variable: str, usual: int) -> int:
 def _taken(variable: str, port: int) -> str:
     line = f"port {port} is in use: stop what uses it, or choose another with `make serve {variable}={port + 1}`"
     if variable == "PREFECT_PORT":
-        line += f"; if it is a Prefect server, use it with `PREFECT_API_URL=http://127.0.0.1:{port}/api make serve`"
+        line += f"; if it is a Prefect server, use it with `PREFECT_API_URL=http://{HOST}:{port}/api make serve`"
     return line
+
+
+def _whence(api: str) -> str:
+    return "" if api == os.environ.get("PREFECT_API_URL") else f"  (which {ENV_FILE} names)"
 
 
 def _answers(url: str) -> bool:

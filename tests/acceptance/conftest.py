@@ -21,22 +21,65 @@ import psycopg
 import pytest
 from django.db import connections
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation
 from container_manager.queue import queue_manager
 from container_manager.settings import database_from_url
-from tests.conftest import ROOT, as_default, missing, wait_until
+from tests.conftest import ROOT, PrefectServer, as_default, missing, wait_until
 
+#: What a checkout needs for its make targets.
+PARTS = (
+    "container_manager", "deployments", "flows", ".ci", "manage.py", "Makefile", "pyproject.toml", "constraints.txt",
+    ".gitignore",
+)  # fmt: skip
 MANAGE = [sys.executable, str(ROOT / "manage.py")]
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """That of a person who has set nothing: what the tests themselves need is not passed on."""
+    """That of a person who has set nothing: what the tests themselves need is not passed on, and what `.env` has is not
+    read, which a first look leaves in a checkout."""
     ours = ("PREFECT_", "DJANGO_", "DATABASE_URL", "CONTAINER_MANAGER", "PYTHON")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return inherited | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"} | changes
+    unset = {"PREFECT_API_URL": "", "PREFECT_API_AUTH_STRING": ""}
+    return inherited | unset | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"} | changes
+
+
+def as_a_person() -> dict[str, str]:
+    """As above, but that `.env` may lead them."""
+    return {name: value for name, value in environment().items() if not name.startswith("PREFECT_API_")}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """One of the test's own: what a first look leaves there is not left in ours."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in PARTS:
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / name)
+    # It is up to date, whatever was changed since it was made.
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    for name in ("pyproject.toml", "constraints.txt"):
+        os.utime(folder / name, (0, 0))
+    return folder
+
+
+@contextmanager
+def make(target: str, checkout: Path, **changes: str) -> Iterator["Running"]:
+    # Not the outer make's flags: they would reach the inner one.
+    kept = {name: value for name, value in as_a_person().items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    process = subprocess.Popen(
+        ["make", target], cwd=checkout, env=kept | changes, text=True, umask=0o022,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    running = Running(process)
+    try:
+        yield running
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        running.end(120)
 
 
 class Running:
@@ -209,14 +252,14 @@ def site(
 
 
 @pytest.fixture
-def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+def api(prefect_server: PrefectServer) -> Iterator[SyncPrefectClient]:
+    with prefect_server.used(), get_client(sync_client=True) as client:
         yield client
 
 
 @pytest.fixture
-def site_with_api(site: Site, prefect_server: str) -> Site:
-    site.env["PREFECT_API_URL"] = prefect_server
+def site_with_api(site: Site, prefect_server: PrefectServer) -> Site:
+    site.env |= prefect_server.client
     return site
 
 
@@ -239,10 +282,10 @@ def postgres_site(
 
 
 @pytest.fixture(params=["site", "postgres_site"])
-def any_site(request: pytest.FixtureRequest, prefect_server: str) -> Site:
+def any_site(request: pytest.FixtureRequest, prefect_server: PrefectServer) -> Site:
     """On both databases, one after the other, with an API."""
     site: Site = request.getfixturevalue(request.param)
-    site.env["PREFECT_API_URL"] = prefect_server
+    site.env |= prefect_server.client
     return site
 
 

@@ -14,6 +14,7 @@ from django.utils import timezone
 from container_manager.models import ContainerJob, DockerHost, Installation, JobAttempt, Status
 from container_manager.queue import queue_manager
 from container_manager.types import Limits
+from tests.conftest import PrefectServer
 
 from .conftest import Site, environment, objects
 
@@ -132,9 +133,9 @@ def test_once_launches_what_is_ready_and_says_so(site: Site) -> None:
     assert {job.status for job in ContainerJob.objects.filter(pk__in=[job.pk for job in jobs])} == {Status.RUNNING}
 
 
-def test_once_on_postgresql(postgres_site: Site, prefect_server: str) -> None:
+def test_once_on_postgresql(postgres_site: Site, prefect_server: PrefectServer) -> None:
     job = postgres_site.queue("true")
-    done = postgres_site.run(*ONCE, PREFECT_API_URL=prefect_server)
+    done = postgres_site.run(*ONCE, **prefect_server.client)
 
     job.refresh_from_db()
     assert (done.returncode, job.status) == (0, Status.RUNNING)

@@ -18,7 +18,7 @@ import pytest
 from django.core.management.base import OutputWrapper
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from container_manager.management.background import in_background
 from container_manager.management.flow_runs import PrefectFlowRuns
@@ -28,7 +28,7 @@ from container_manager.models import Status
 from flows import inline
 from flows.api import ApiFailed
 from flows.triggering import DeploymentUnattended, check_deployment
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, PrefectServer, wait_until
 
 from .conftest import Site, answering, unanswered
 
@@ -140,11 +140,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_by_auto(which: str, url: str | None, home: Path) -> str:
+def run_by_auto(which: str, url: str | None, password: str, home: Path) -> str:
     """How a flow run of either flow is said to run, with this API."""
     said = StringIO()
     runs = PrefectFlowRuns("auto", Console(OutputWrapper(said), OutputWrapper(said), as_json=False), Options())
-    updates = {PREFECT_HOME: home} | ({PREFECT_API_URL: url} if url else {})
+    updates = {PREFECT_HOME: home, PREFECT_API_AUTH_STRING: password} | ({PREFECT_API_URL: url} if url else {})
     call = runs.process_queue if which == "queue" else runs.process_jobs
     with temporary_settings(updates, restore_defaults=set() if url else {PREFECT_API_URL}):
         in_background(lambda: call(PARAMETERS[which]), tick=lambda: None)
@@ -153,7 +153,7 @@ def run_by_auto(which: str, url: str | None, home: Path) -> str:
 
 @pytest.mark.usefixtures("site")
 def test_each_way_to_fail_has_a_message_of_its_own_and_both_flows_run_inline(
-    prefect_server: str, prefect_home: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+    prefect_server: PrefectServer, prefect_home: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.CONTAINER_MANAGER = {"DEPLOYMENTS": {"queue": "process-queue/none", "jobs": "process-jobs/none"}}
     # It is quiet for the rest of its process, which is ours.
@@ -166,14 +166,15 @@ def test_each_way_to_fail_has_a_message_of_its_own_and_both_flows_run_inline(
             closed: f"the Prefect API at {closed} refuses the authentication (HTTP 401): set PREFECT_API_AUTH_STRING "
             "or PREFECT_API_KEY",
             ill: f"the Prefect API at {ill} answers HTTP 500: Internal Server Error",
-            prefect_server: "the Prefect server has no deployment process-{}/none: serve it with "
+            prefect_server.url: "the Prefect server has no deployment process-{}/none: serve it with "
             "`python -m deployments`",
             silent: f"the Prefect API at {silent} does not answer within 3 s",
         }
         try:
             for url, message in messages.items():
                 for which in PARAMETERS:
-                    assert run_by_auto(which, url, prefect_home) == f"Runs: inline ({message.format(which)})"
+                    said = run_by_auto(which, url, prefect_server.password, prefect_home)
+                    assert said == f"Runs: inline ({message.format(which)})"
         finally:
             inline.server.stop()
 

@@ -57,8 +57,8 @@ def end_all_connections() -> int:
         return int(cursor.fetchone()[0])
 
 
-def test_connections_that_the_database_ends_are_survived(postgres_site: Site, prefect_server: str) -> None:
-    postgres_site.env["PREFECT_API_URL"] = prefect_server
+def test_connections_that_the_database_ends_are_survived(postgres_site: Site, prefect_server: PrefectServer) -> None:
+    postgres_site.env |= prefect_server.client
     command = postgres_site.start(*CONTINUOUS, "--via=inline")
     runs_a_job(postgres_site)
     # The main thread's, too.
@@ -93,11 +93,11 @@ def site_on_its_own_postgres(
     postgres: Postgres,
     tmp_path: Path,
     prefect_home: Path,
-    prefect_server: str,
+    prefect_server: PrefectServer,
     engine: docker.DockerClient,
     django_db_blocker: Any,
 ) -> Iterator[Site]:
-    env = environment(PREFECT_HOME=str(prefect_home), PREFECT_API_URL=prefect_server)
+    env = environment(PREFECT_HOME=str(prefect_home), **prefect_server.client)
     migrate(postgres.url, env)
     with connected(postgres.url, django_db_blocker), installed(postgres.url, env, tmp_path, engine) as site:
         yield site
@@ -150,7 +150,7 @@ def own_prefect(tmp_path: Path) -> Iterator[PrefectServer]:
 def test_a_prefect_server_that_goes_away_and_comes_back_is_survived_and_told_once_per_change_of_state(
     site: Site, own_prefect: PrefectServer
 ) -> None:
-    site.env["PREFECT_API_URL"] = own_prefect.url
+    site.env |= own_prefect.client
     ours = f"Prefect: {own_prefect.url.removesuffix('/api')}"
     command = site.start(*CONTINUOUS, "--shutdown-timeout=60")
     on_deployment = site.start(*CONTINUOUS, "--via=deployment")

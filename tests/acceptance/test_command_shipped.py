@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,15 +18,22 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import pytest
 import yaml
 from django.core.wsgi import get_wsgi_application
+from dotenv import dotenv_values
 
 from container_manager.management.commands.process_container_jobs import Command
+from flows.shut_server import ShutServer
 from tests.conftest import ROOT, missing
 
 FOLDER = ROOT / "deployments"
 UNITS = sorted((FOLDER / "systemd").glob("*.service"))
 PROCESSOR, SERVED = "django-queue-processor", "container-manager-deployments"
 INSTALLED = "/opt/container-manager"
-SECRETS = {"POSTGRES_PASSWORD": "letters", "DJANGO_SECRET_KEY": "key", "DOCKER_GID": "999"}
+SECRETS = {
+    "POSTGRES_PASSWORD": "letters",
+    "DJANGO_SECRET_KEY": "key",
+    "PREFECT_AUTH_STRING": "me:word",
+    "DOCKER_GID": "999",
+}
 
 
 def have(request: pytest.FixtureRequest, program: str, package: str) -> None:
@@ -267,6 +275,31 @@ def check_health(service: dict[str, Any], port: str, elsewhere: int) -> int:
 def test_the_prefect_server_has_a_database_of_its_own(services: dict[str, Any]) -> None:
     assert "@prefect-database:" in services["prefect"]["environment"]["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
     assert "@database:" in services["site"]["environment"]["DATABASE_URL"]
+
+
+def test_the_prefect_server_is_shut_and_those_that_ask_it_know_its_password(compose: list[str], tmp_path: Path) -> None:
+    made = yaml.safe_load(config(compose, tmp_path, **SECRETS).stdout)["services"]
+    prefect = made["prefect"]["environment"]
+    asking = ["site", "deployments", "queue-processor"]
+    ours = ShutServer(4200, "me:word").environment({})
+    shut = {name: ours[name] for name in ours if name.startswith("PREFECT_SERVER_API_") and not name.endswith("_HOST")}
+
+    # The same as of those that we start ourselves; what listens on every address here is a container's.
+    assert {name: prefect[name] for name in shut} == shut
+    assert {made[name]["environment"]["PREFECT_API_AUTH_STRING"] for name in asking} == {"me:word"}
+    assert [name for name in made if "word" in json.dumps(made[name])] == sorted(["prefect", "migrate", *asking])
+
+
+def test_the_recipe_makes_all_secrets_in_a_file_that_nobody_else_may_read(tmp_path: Path) -> None:
+    text = (FOLDER / "README.md").read_text()
+    (recipe,) = re.findall(r"^\(umask 077 .*?^END$", text, re.MULTILINE | re.DOTALL)
+    script = recipe.replace("/var/run/docker.sock", "/")
+    subprocess.run(["sh", "-euc", script], cwd=tmp_path, check=True, umask=0o022)
+    made = dotenv_values(tmp_path / ".env")
+
+    assert made.keys() == SECRETS.keys()
+    assert all(made.values())
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
 
 
 def test_what_the_image_copies_is_there() -> None:

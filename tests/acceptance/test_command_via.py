@@ -11,7 +11,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 
 from container_manager.models import Status
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, PrefectServer, wait_until
 
 from .conftest import Running, Site, answering, environment, objects, unanswered
 from .deployed import deployed, runs_of, using
@@ -49,12 +49,12 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def stubs(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def stubs(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder in which they run."""
     folder = tmp_path_factory.mktemp("stubs")
     (folder / "stubs.py").write_text(STUBS)
     env = environment(
-        PREFECT_API_URL=prefect_server,
+        **prefect_server.client,
         PREFECT_HOME=str(folder / "home"),
         PREFECT_RUNNER_POLL_FREQUENCY="1",
         PREFECT_FLOWS='{"heartbeat_frequency": null}',

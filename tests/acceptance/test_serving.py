@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 import requests
@@ -20,14 +19,14 @@ from tests.conftest import ROOT, PrefectServer, wait_until
 from .conftest import Running, Site, environment
 
 QUEUE = "process-queue/scheduled"
-#: name:password, as the server's setting has it.
+#: name:password, of another server.
 AUTH = "operator:only-for-this-test"
 SETTINGS = json.dumps({"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 2.5})
 
 
 @pytest.fixture(scope="module")
 def guarded_prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    server = PrefectServer(tmp_path_factory.mktemp("guarded-prefect"), environment(PREFECT_SERVER_API_AUTH_STRING=AUTH))
+    server = PrefectServer(tmp_path_factory.mktemp("guarded-prefect"), environment())
     server.start()
     yield server
     server.stop()
@@ -35,9 +34,7 @@ def guarded_prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefec
 
 @pytest.fixture
 def guarded_site(site: Site, guarded_prefect: PrefectServer) -> Site:
-    site.env |= {
-        "PREFECT_API_URL": guarded_prefect.url,
-        "PREFECT_API_AUTH_STRING": AUTH,
+    site.env |= guarded_prefect.client | {
         "CONTAINER_MANAGER": SETTINGS,
         "PYTHONPATH": str(ROOT),
     }
@@ -48,18 +45,9 @@ def deployments(site: Site, *arguments: str, **changes: str) -> Running:
     return site.start(program=[sys.executable, "-m", "deployments", *arguments], **changes)
 
 
-def ask(server: PrefectServer, path: str, question: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = requests.post(f"{server.url}{path}", json=question, auth=tuple(AUTH.split(":")), timeout=30)
-    answer.raise_for_status()
-    found: list[dict[str, Any]] = answer.json()
-    return found
-
-
 def unwell(server: PrefectServer) -> list[str]:
     """What is said of flow runs that did not end well."""
-    runs = ask(
-        server, "/flow_runs/filter", {"flow_runs": {"state": {"type": {"not_any_": ["COMPLETED", "SCHEDULED"]}}}}
-    )
+    runs = server.ask("/flow_runs/filter", flow_runs={"state": {"type": {"not_any_": ["COMPLETED", "SCHEDULED"]}}})
     return [f"{run['name']} {run['state_name']}: {run['state']['message']}" for run in runs]
 
 
@@ -97,9 +85,10 @@ def in_front_of(server: PrefectServer, key: str) -> Iterator[str]:
                 self.send_error(401)
                 return
             body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            kept = {name: self.headers[name] for name in self.headers if name.lower().startswith("prefect-csrf-")}
             answer = requests.request(
-                self.command, server.url + self.path.removeprefix("/api"), data=body, auth=tuple(AUTH.split(":")),
-                headers={"Content-Type": "application/json"}, timeout=30,
+                self.command, server.url + self.path.removeprefix("/api"), data=body,
+                auth=tuple(server.password.split(":")), headers=kept | {"Content-Type": "application/json"}, timeout=30,
             )  # fmt: skip
             self.send_response(answer.status_code)
             self.send_header("Content-Length", str(len(answer.content)))
@@ -142,8 +131,8 @@ def is_waited_for(job: ContainerJob) -> bool:
 
 def is_alone(server: PrefectServer) -> bool:
     """The pass that stays, without one that only looks, and might have to tell its end just when nobody listens."""
-    alive = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}}
-    return len(ask(server, "/flow_runs/filter", alive)) == 1
+    alive = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+    return len(server.ask("/flow_runs/filter", flow_runs=alive)) == 1
 
 
 @pytest.mark.timeout(400)
@@ -169,4 +158,4 @@ def test_an_outage_of_a_guarded_server_fails_nothing_and_ends_nothing(
 
     assert served.end(90) == 0
     assert unwell(guarded_prefect) == []
-    assert AUTH not in "".join(served.lines + served.errors)
+    assert guarded_prefect.password not in "".join(served.lines + served.errors)

@@ -8,7 +8,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import queue_manager
@@ -27,9 +27,10 @@ def measure() -> Iterator[Figure]:
     quiet_console()
     ours, reference, tasks = [], [], []
     with (
-        prefect_server() as (url, _),
+        prefect_server() as server,
+        server.used(),
         # The heartbeat's thread, as the command leaves it out, too, holds up the end of each run by a second.
-        temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         _drain()
         for _ in range(repeats(RUNS)):

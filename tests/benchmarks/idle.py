@@ -15,11 +15,10 @@ from django.db import connection
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import QueueManager
-from tests.conftest import wait_until
+from tests.conftest import PrefectServer, wait_until
 from tests.integration.conftest import children_of, flow_runs_of
 
 from . import raw, rows
@@ -43,7 +42,8 @@ class Usage:
 def measure() -> Iterator[Figure]:
     rows.empty()
     DockerHost.objects.create(name="a")
-    with prefect_server() as (url, server), temporary_settings({PREFECT_API_URL: url}), _serving(url) as serving:
+    with prefect_server() as prefect, prefect.used(), _serving(prefect) as serving:
+        server = prefect.pid
         wait_until(lambda: _completed() >= 2, 120)
         begin = _settled(serving, server)
         wait_until(lambda: _completed() >= begin.count + IDLE, 120)
@@ -75,14 +75,17 @@ def measure() -> Iterator[Figure]:
 
 
 @contextmanager
-def _serving(url: str) -> Iterator[int]:
+def _serving(prefect: PrefectServer) -> Iterator[int]:
     """`python -m deployments`; its process id."""
     with tempfile.TemporaryDirectory(prefix="container-manager-bench-") as home:
-        environment = os.environ | {
-            "PREFECT_API_URL": url,
-            "PREFECT_HOME": home,
-            "CONTAINER_MANAGER": json.dumps({"POLL_INTERVAL_SECONDS": INTERVAL, "WORK_SECONDS": 2}),
-        }
+        environment = (
+            os.environ
+            | prefect.client
+            | {
+                "PREFECT_HOME": home,
+                "CONTAINER_MANAGER": json.dumps({"POLL_INTERVAL_SECONDS": INTERVAL, "WORK_SECONDS": 2}),
+            }
+        )
         with (Path(home) / "served.log").open("w") as log:
             served = subprocess.Popen(
                 [sys.executable, "-m", "deployments"], env=environment, stdout=log, stderr=subprocess.STDOUT

@@ -12,8 +12,7 @@ from tests.conftest import PrefectServer
 
 
 @contextmanager
-def prefect_server() -> Iterator[tuple[str, int]]:
-    """The URL of its API and its process id."""
+def prefect_server() -> Iterator[PrefectServer]:
     with tempfile.TemporaryDirectory(prefix="container-manager-bench-") as home:
         environment = os.environ | {
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -25,7 +24,7 @@ def prefect_server() -> Iterator[tuple[str, int]]:
         server = PrefectServer(Path(home), environment)
         try:
             server.start()
-            yield server.url, server.pid
+            yield server
         finally:
             server.stop()
 

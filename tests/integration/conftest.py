@@ -19,12 +19,11 @@ from django.contrib.sessions.models import Session
 from django.db import connections, transaction
 from django.test import Client
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import DockerHost, Installation
 from flows.late_runs import bulk_delete
-from tests.conftest import ROOT, database_url
+from tests.conftest import ROOT, PrefectServer, database_url
 from tests.fake_engine import Fleet, watched_fleet
 
 
@@ -125,24 +124,27 @@ def forget_limits_and_runs() -> None:
 
 
 @pytest.fixture
-def prefect_api(prefect_server: str) -> Iterator[str]:
+def prefect_api(prefect_server: PrefectServer) -> Iterator[PrefectServer]:
     """This process uses the real server: without limits of tags, or flow runs that nobody ended, before and after."""
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
+    with prefect_server.used():
         forget_limits_and_runs()
         yield prefect_server
         forget_limits_and_runs()
 
 
 @pytest.fixture
-def environment(prefect_api: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+def environment(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Of a process of the site's own. The deployments that it makes end with the test."""
-    yield os.environ | {
-        "PREFECT_API_URL": prefect_api,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "DATABASE_URL": f"sqlite:///{tmp_path / 'unused.sqlite3'}",
-        "DJANGO_SETTINGS_MODULE": "container_manager.settings",
-        "CONTAINER_MANAGER": '{"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 2}',
-    }
+    yield (
+        os.environ
+        | prefect_api.client
+        | {
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "DATABASE_URL": f"sqlite:///{tmp_path / 'unused.sqlite3'}",
+            "DJANGO_SETTINGS_MODULE": "container_manager.settings",
+            "CONTAINER_MANAGER": '{"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 2}',
+        }
+    )
     with get_client(sync_client=True) as client:
         for deployment in client.read_deployments():
             client.delete_deployment(deployment.id)

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import pytest
-import requests
 from prefect.client.schemas.objects import State
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
@@ -14,7 +13,7 @@ from container_manager.models import ContainerJob, DockerHost
 from container_manager.queue import queue_manager
 from flows.process_jobs import process_jobs
 from flows.process_queue import process_queue
-from tests.conftest import wait_until
+from tests.conftest import PrefectServer, wait_until
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
@@ -32,34 +31,32 @@ def queue(*command: str, **fields: Any) -> ContainerJob:
     return queue_manager.queue_job(ContainerJob.objects.create_job(image="busybox", command=list(command), **fields))
 
 
-def ask(api: str, path: str, **question: Any) -> list[dict[str, Any]]:
-    answer = requests.post(f"{api}{path}", json=question, timeout=30)
-    answer.raise_for_status()
-    found = answer.json()
+def ask(api: PrefectServer, path: str, **question: Any) -> list[dict[str, Any]]:
+    found = api.ask(path, **question)
     return found["events"] if path.startswith("/events") else found
 
 
-def logs_of(api: str, state: State) -> list[str]:
+def logs_of(api: PrefectServer, state: State) -> list[str]:
     APILogWorker.drain_all(timeout=30)
     flow_run = {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}}
     return [line["message"] for line in ask(api, "/logs/filter", logs=flow_run, sort="TIMESTAMP_ASC")]
 
 
-def events_of(api: str, job: ContainerJob) -> dict[str, dict[str, Any]]:
+def events_of(api: PrefectServer, job: ContainerJob) -> dict[str, dict[str, Any]]:
     """The payloads, by event."""
     EventsWorker.drain_all(timeout=30)
     chosen = {"resource": {"id": [f"container-job.{job.pk}"]}}
     return {event["event"]: event["payload"] for event in ask(api, "/events/filter", filter=chosen)}
 
 
-def table_of(api: str, state: State) -> tuple[dict[str, str], str]:
+def table_of(api: PrefectServer, state: State) -> tuple[dict[str, str], str]:
     """The cells of the queue's table that this run left, and what is said above them."""
     chosen = {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}, "key": {"any_": ["container-queue"]}}
     (artifact,) = ask(api, "/artifacts/filter", artifacts=chosen)
     return {row["what"]: str(row["now"]) for row in json.loads(artifact["data"])}, artifact["description"]
 
 
-def test_runs_are_named_for_people(docker_host: DockerHost, prefect_api: str) -> None:
+def test_runs_are_named_for_people(docker_host: DockerHost, prefect_api: PrefectServer) -> None:
     states = [
         process_queue(return_state=True),
         process_jobs(return_state=True),
@@ -72,7 +69,9 @@ def test_runs_are_named_for_people(docker_host: DockerHost, prefect_api: str) ->
     assert names == ["job 17,", "jobs alive,", "jobs that failed,", "pass"]
 
 
-def test_the_apps_own_log_lines_are_in_the_run_with_job_and_host(docker_host: DockerHost, prefect_api: str) -> None:
+def test_the_apps_own_log_lines_are_in_the_run_with_job_and_host(
+    docker_host: DockerHost, prefect_api: PrefectServer
+) -> None:
     good, bad = queue("sleep", "0.3"), queue("true", **UNLAUNCHABLE)
 
     state = process_queue(work_seconds=30, return_state=True)
@@ -84,7 +83,7 @@ def test_the_apps_own_log_lines_are_in_the_run_with_job_and_host(docker_host: Do
 
 
 def test_the_table_of_the_queue_names_loads_limit_waits_and_errors(
-    docker_host: DockerHost, prefect_api: str, settings: Any
+    docker_host: DockerHost, prefect_api: PrefectServer, settings: Any
 ) -> None:
     settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SITE_URL": "https://jobs.example"}
     bad = queue("true", **UNLAUNCHABLE, priority=100)
@@ -104,7 +103,7 @@ def test_the_table_of_the_queue_names_loads_limit_waits_and_errors(
     assert f"[job {bad.pk}]({page}/{bad.pk}/change/), [job {running.pk}]({page}/{running.pk}/change/)" in description
 
 
-def test_each_change_of_a_job_is_an_event(docker_host: DockerHost, prefect_api: str) -> None:
+def test_each_change_of_a_job_is_an_event(docker_host: DockerHost, prefect_api: PrefectServer) -> None:
     good = queue("true")
     bad = queue("sh", "-c", "exit 3")
 
@@ -121,7 +120,9 @@ def test_each_change_of_a_job_is_an_event(docker_host: DockerHost, prefect_api: 
     assert events_of(prefect_api, bad)["container-job.failed"]["exit_code"] == 3
 
 
-def test_no_answer_of_the_api_has_a_secret_in_it(docker_host: DockerHost, prefect_api: str, settings: Any) -> None:
+def test_no_answer_of_the_api_has_a_secret_in_it(
+    docker_host: DockerHost, prefect_api: PrefectServer, settings: Any
+) -> None:
     settings.CONTAINER_MANAGER = settings.CONTAINER_MANAGER | {"SECRET_RESOLVER": f"{__name__}.resolve"}
     token = {"secret_environment": {"TOKEN": "vault:token"}}
     good = queue("sh", "-c", "echo $TOKEN; echo $TOKEN >&2", **token)

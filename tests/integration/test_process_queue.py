@@ -14,17 +14,17 @@ from container_manager.models import ContainerJob, Installation, Status
 from container_manager.queue import queue_manager
 from container_manager.types import LoopStats
 from flows.process_queue import process_queue
-from tests.conftest import wait_until
+from tests.conftest import PrefectServer, wait_until
 from tests.integration.conftest import most_alive
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "docker_host")
 
 
-def prefect(*arguments: str, url: str) -> None:
+def prefect(*arguments: str, server: PrefectServer) -> None:
     """As a person types it."""
     subprocess.run(
         [sys.executable, "-m", "prefect", *arguments],
-        env=os.environ | {"PREFECT_API_URL": url}, check=True, capture_output=True,
+        env=os.environ | server.client, check=True, capture_output=True,
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_a_pass_that_did_something_leaves_the_queue_as_an_artifact(database: str
 
 @pytest.mark.parametrize("tag", ["container-job", "docker-host:local"])
 def test_the_limit_of_a_tag_caps_the_containers_alive_and_raising_it_raises_that(
-    database: str, prefect_api: str, events: list[dict], tag: str
+    database: str, prefect_api: PrefectServer, events: list[dict], tag: str
 ) -> None:
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(f"tag:{tag}", 3)
@@ -87,7 +87,7 @@ def test_the_limit_of_a_tag_caps_the_containers_alive_and_raising_it_raises_that
     passes = [process_queue(max_concurrent=100, return_state=True) for _ in range(2)]
     wait_until(lambda: len(events) >= 3)
     capped = most_alive(events)
-    prefect("concurrency-limit", "create", tag, "5", url=prefect_api)
+    prefect("concurrency-limit", "create", tag, "5", server=prefect_api)
     process_queue(max_concurrent=100)
     wait_until(lambda: len(events) >= 5)
 
@@ -96,19 +96,21 @@ def test_the_limit_of_a_tag_caps_the_containers_alive_and_raising_it_raises_that
     assert most_alive(events) == ContainerJob.objects.alive().count() == 5
 
 
-def test_a_limit_that_is_lowered_stops_no_container_and_zero_pauses_the_queue(database: str, prefect_api: str) -> None:
+def test_a_limit_that_is_lowered_stops_no_container_and_zero_pauses_the_queue(
+    database: str, prefect_api: PrefectServer
+) -> None:
     queue(2, command=["sleep", "60"])
     process_queue(max_concurrent=1)
 
-    prefect("concurrency-limit", "create", "container-job", "0", url=prefect_api)
+    prefect("concurrency-limit", "create", "container-job", "0", server=prefect_api)
     state = process_queue(max_concurrent=100, return_state=True)
 
     assert "limit reached: tag container-job, 1 of 0" in state.message
     assert ContainerJob.objects.alive().count() == 1
 
 
-def test_the_last_limits_hold_while_the_server_is_away(database: str, prefect_api: str) -> None:
-    prefect("concurrency-limit", "create", "container-job", "2", url=prefect_api)
+def test_the_last_limits_hold_while_the_server_is_away(database: str, prefect_api: PrefectServer) -> None:
+    prefect("concurrency-limit", "create", "container-job", "2", server=prefect_api)
     process_queue()
 
     queue(3, command=["sleep", "60"])
@@ -120,8 +122,10 @@ def test_the_last_limits_hold_while_the_server_is_away(database: str, prefect_ap
     assert ContainerJob.objects.alive().count() == 2
 
 
-def test_launches_are_skipped_and_not_waited_for_while_the_launch_tag_is_full(database: str, prefect_api: str) -> None:
-    prefect("concurrency-limit", "create", "container-launch", "0", url=prefect_api)
+def test_launches_are_skipped_and_not_waited_for_while_the_launch_tag_is_full(
+    database: str, prefect_api: PrefectServer
+) -> None:
+    prefect("concurrency-limit", "create", "container-launch", "0", server=prefect_api)
     job = queue(1, command=["true"])[0]
 
     state = process_queue(return_state=True)
@@ -132,9 +136,9 @@ def test_launches_are_skipped_and_not_waited_for_while_the_launch_tag_is_full(da
     assert task_runs(state) == []
 
 
-def test_a_slot_that_nobody_holds_any_more_is_freed(database: str, prefect_api: str) -> None:
-    prefect("concurrency-limit", "create", "container-launch", "1", url=prefect_api)
-    prefect("gcl", "update", "tag:container-launch", "--active-slots", "1", url=prefect_api)
+def test_a_slot_that_nobody_holds_any_more_is_freed(database: str, prefect_api: PrefectServer) -> None:
+    prefect("concurrency-limit", "create", "container-launch", "1", server=prefect_api)
+    prefect("gcl", "update", "tag:container-launch", "--active-slots", "1", server=prefect_api)
     job = queue(1, command=["true"])[0]
 
     process_queue(work_seconds=20)

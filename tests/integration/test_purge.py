@@ -23,7 +23,7 @@ from flows.process_jobs import process_jobs
 from flows.process_queue import process_queue
 from flows.purge import purge
 from flows.run_container_job import run_container_job
-from tests.conftest import database_url, wait_until
+from tests.conftest import PrefectServer, database_url, wait_until
 
 on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -229,7 +229,9 @@ def record_idle(client: SyncPrefectClient, count: int) -> list[UUID]:
 
 
 @on_sqlite
-def test_flow_runs_that_had_nothing_to_do_go_and_leave_nothing(database: str, prefect_api: str, settings: Any) -> None:
+def test_flow_runs_that_had_nothing_to_do_go_and_leave_nothing(
+    database: str, prefect_api: PrefectServer, settings: Any
+) -> None:
     settings.CONTAINER_MANAGER = {"KEEP_IDLE_RUNS_DAYS": 0}
     # Those of other tests.
     purge()
@@ -256,7 +258,7 @@ def test_flow_runs_that_had_nothing_to_do_go_and_leave_nothing(database: str, pr
 
 
 @on_sqlite
-def test_all_flow_runs_of_ours_go_in_the_end(database: str, prefect_api: str, settings: Any) -> None:
+def test_all_flow_runs_of_ours_go_in_the_end(database: str, prefect_api: PrefectServer, settings: Any) -> None:
     settings.CONTAINER_MANAGER = {"KEEP_RUNS_DAYS": 0}
     with get_client(sync_client=True) as client:
         ours = [
@@ -276,7 +278,7 @@ def test_all_flow_runs_of_ours_go_in_the_end(database: str, prefect_api: str, se
 
 
 @on_sqlite
-def test_flow_runs_are_kept_for_as_long_as_the_settings_say(database: str, prefect_api: str) -> None:
+def test_flow_runs_are_kept_for_as_long_as_the_settings_say(database: str, prefect_api: PrefectServer) -> None:
     with get_client(sync_client=True) as client:
         young = [record(client, process_queue, Completed(name="Idle")), record(client, process_queue, Failed())]
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
@@ -37,9 +36,10 @@ from container_manager.queue import queue_manager
 from container_manager.types import JobResult, RunSpec
 from container_manager.waiting import JobFailed, JobRefused, JobWatch, queue_spec
 from deployments.demo.three_steps import three_steps
+from flows.api import child_environment
 from flows.process_queue import process_queue
 from flows.run_container_job import container_job, result_in, run_container_job
-from tests.conftest import ROOT, database_url, wait_until
+from tests.conftest import ROOT, PrefectServer, database_url, wait_until
 from tests.integration.cable import Cable
 from tests.integration.conftest import Run, Serve, most_alive
 
@@ -51,8 +51,7 @@ on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def prefect(*arguments: str) -> None:
     """As a person types it."""
     subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments],
-        env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}, check=True, capture_output=True,
+        [sys.executable, "-m", "prefect", *arguments], env=child_environment(), check=True, capture_output=True,
     )  # fmt: skip
 
 
@@ -299,9 +298,9 @@ def test_a_run_is_refused_what_is_not_allowed(database: str, fields: dict[str, A
 
 
 @pytest.fixture
-def cable(prefect_api: str) -> Iterator[Cable]:
+def cable(prefect_api: PrefectServer) -> Iterator[Cable]:
     """Between this process and the API."""
-    cable = Cable(urlsplit(prefect_api).port)
+    cable = Cable(urlsplit(prefect_api.url).port)
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{cable.port}/api"}):
         yield cable
         # What this process has still to tell it would fail once it is cut.
@@ -312,7 +311,7 @@ def cable(prefect_api: str) -> Iterator[Cable]:
 
 @on_postgres
 def test_a_run_goes_on_while_the_api_is_away_and_loses_none_of_the_output(
-    database: str, prefect_api: str, cable: Cable, engine: docker.DockerClient
+    database: str, prefect_api: PrefectServer, cable: Cable, engine: docker.DockerClient
 ) -> None:
     job_spec = spec("for n in 1 2 3 4 5; do echo $n; sleep 1; done")
 
@@ -323,7 +322,7 @@ def test_a_run_goes_on_while_the_api_is_away_and_loses_none_of_the_output(
         cable.mend()
         state = done.result(60)
 
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
+    with prefect_api.used():
         assert state_of(job.flow_run_id).is_completed()
         assert [line for line, _ in output_of(job.flow_run_id)] == list("12345")
     assert state.is_completed()

@@ -18,7 +18,7 @@ from container_manager.queue import QueueManager
 from deployments.running import FlowRunner
 from flows.api import child_environment
 from flows.own_run import RESCHEDULED
-from tests.conftest import wait_until
+from tests.conftest import PrefectServer, wait_until
 from tests.integration.conftest import Serve, Served, children_of, flow_runs_of
 from tests.integration.unguarded import unguarded
 
@@ -131,7 +131,7 @@ def has_ended(runner: FlowRunner, client: SyncPrefectClient) -> bool:
     return not runner.is_busy
 
 
-def test_a_run_that_is_cut_off_outside_its_body_is_run_again_by_who_serves_next(prefect_api: str) -> None:
+def test_a_run_that_is_cut_off_outside_its_body_is_run_again_by_who_serves_next(prefect_api: PrefectServer) -> None:
     with get_client(sync_client=True) as client, unguarded_run(client) as (runner, flow_run_id):
         runner.stop()
         wait_until(lambda: has_ended(runner, client), 60)
@@ -139,7 +139,7 @@ def test_a_run_that_is_cut_off_outside_its_body_is_run_again_by_who_serves_next(
         assert state_of(flow_run_id).name == RESCHEDULED
 
 
-def test_a_run_that_is_cancelled_outside_its_body_is_cancelled(prefect_api: str) -> None:
+def test_a_run_that_is_cancelled_outside_its_body_is_cancelled(prefect_api: PrefectServer) -> None:
     with get_client(sync_client=True) as client, unguarded_run(client) as (runner, flow_run_id):
         client.set_flow_run_state(flow_run_id, Cancelling())
         runner.stop_cancelled(client)

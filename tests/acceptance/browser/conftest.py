@@ -17,7 +17,6 @@ from django.contrib.auth.models import User
 from django.test import override_settings
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests.acceptance.conftest import MANAGE, Site, connected, environment, installed, migrate, new_database
 from tests.conftest import ROOT, TAG_SLOTS, PrefectServer, free_port, missing, wait_until
@@ -138,7 +137,7 @@ def site(
         "STOP_GRACE_SECONDS": 1,
     }
     env = environment(
-        PREFECT_API_URL=prefect.url,
+        **prefect.client,
         PREFECT_HOME=str(folder),
         PYTHONPATH=str(ROOT),
         CONTAINER_MANAGER=json.dumps(settings),
@@ -170,12 +169,20 @@ def served(site: Site, prefect: PrefectServer) -> Iterator[Site]:
     deployments.end(PATIENCE_SECONDS)
 
 
+@pytest.fixture(scope="module")
+def logged_in(person: BrowserContext, served: Site, prefect: PrefectServer) -> None:
+    """On Prefect's pages, which ask once; the browser keeps it."""
+    page = person.new_page()
+    PrefectPages(page, prefect.pages).log_in(prefect.password)
+    page.close()
+
+
 @pytest.fixture
-def prefect_pages(page: Page, served: Site, prefect: PrefectServer) -> PrefectPages:
+def prefect_pages(page: Page, logged_in: None, prefect: PrefectServer) -> PrefectPages:
     return PrefectPages(page, prefect.pages)
 
 
 @pytest.fixture
 def api(served: Site, prefect: PrefectServer) -> Iterator[SyncPrefectClient]:
-    with temporary_settings({PREFECT_API_URL: prefect.url}), get_client(sync_client=True) as client:
+    with prefect.used(), get_client(sync_client=True) as client:
         yield client

@@ -11,12 +11,23 @@ class PrefectPages:
         self.page, self._address = page, address
 
     def open(self, path: str = "") -> None:
+        self._go(path, self.main)
+
+    def _go(self, path: str, expected: Locator) -> None:
         self.page.goto(f"{self._address}/v2/{path}" if path else self._address)
         try:
-            self.main.wait_for(timeout=20_000)
+            expected.wait_for(timeout=20_000)
         except TimeoutError:
             # On a machine that is busy its script may not have been loaded: then nothing is shown until somebody asks.
             self.page.reload()
+
+    def log_in(self, password: str) -> None:
+        """The pages ask for it wherever one comes from; what follows is the page that was asked for."""
+        field = self.page.get_by_placeholder("admin:pass")
+        self._go("deployments", field)
+        field.fill(password)
+        self.page.get_by_role("button", name="Login").click()
+        expect(self.page.get_by_text("Logout", exact=True)).to_be_visible()
 
     @property
     def main(self) -> Locator:
