@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -270,6 +271,24 @@ def check_health(service: dict[str, Any], port: str, elsewhere: int) -> int:
     assert (kind, program) == ("CMD", "python")
     command = [argument.replace(f":{port}/", f":{elsewhere}/") for argument in arguments]
     return subprocess.run([sys.executable, *command], capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize(("age", "is_healthy"), [(0, True), (59, True), (130, False), (None, False)])
+def test_the_deployments_are_healthy_while_they_touch_their_file(
+    services: dict[str, Any], tmp_path: Path, age: int | None, is_healthy: bool
+) -> None:
+    (option,) = [part for part in services["deployments"]["command"] if part.startswith("--alive-file=")]
+    kind, script = services["deployments"]["healthcheck"]["test"]
+    file = tmp_path / "alive"
+    if age is not None:
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
+
+    script = script.replace(option.removeprefix("--alive-file="), str(file))
+    checked = subprocess.run(["sh", "-c", script], capture_output=True, check=False)
+
+    assert (kind, str(file) in script) == ("CMD-SHELL", True)
+    assert (checked.returncode == 0) is is_healthy
 
 
 def test_the_prefect_server_has_a_database_of_its_own(services: dict[str, Any]) -> None:
