@@ -9,8 +9,8 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import FlowRunResponse
 
-from flows.api import PAGE, detail_of, is_of_one
-from flows.late_runs import delete_late_runs, is_of_our_schedule
+from flows.api import detail_of, is_of_one
+from flows.late_runs import delete_late_runs, ids_of_runs, is_of_our_schedule
 
 from .definitions import Definition
 from .running import start_time
@@ -70,17 +70,15 @@ class DueRuns:
             "state": {"type": {"any_": ["SCHEDULED"]}},
             "next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()},
         }
-        # It has no more than the ids and times of the runs, and so can be written.
-        history = client.request("POST", "/ui/flow_runs/history", json={"flow_runs": chosen, "limit": PAGE}).json()
         readable: list[FlowRunResponse] = []
         unreadable: list[str] = []
-        for entry in history:
+        for run_id in ids_of_runs(client, chosen):
             try:
-                response = client.request("GET", "/flow_runs/{id}", path_params={"id": entry["id"]})
+                response = client.request("GET", "/flow_runs/{id}", path_params={"id": run_id})
             except httpx.HTTPStatusError as e:
                 if not is_of_one(e):
                     raise
-                unreadable.append(entry["id"])
+                unreadable.append(str(run_id))
             else:
                 readable.append(FlowRunResponse.model_validate(response.json()))
         self._tell(error, unreadable)

@@ -25,10 +25,9 @@ def merged(
     parameters, our_parameters = _parameters(
         server.parameters, desired.parameters, [record.parameters for record in written]
     )
-    common = {"name": desired.name}
     return (
         DeploymentRecord(
-            **common,
+            name=desired.name,
             description=description,
             parameters=parameters,
             tags=_tags(server.tags, desired.tags, written[0].tags),
@@ -36,7 +35,7 @@ def merged(
             schedule=schedule,
         ),
         DeploymentRecord(
-            **common,
+            name=desired.name,
             description=our_description,
             parameters=our_parameters,
             tags=desired.tags,
@@ -57,7 +56,7 @@ def _schedule(
 ) -> tuple[ScheduleRecord | None, ScheduleRecord | None]:
     """One that we made and that is gone was removed by somebody, and stays so."""
     if server is None and any(written):
-        return None, written[0]
+        return None, next(schedule for schedule in written if schedule)
     return _value(server, desired, written)
 
 

@@ -99,8 +99,9 @@ def _register(
     client: SyncPrefectClient, definition: Definition, present: DeploymentResponse | None, pool: str, *, reset: bool
 ) -> UUID:
     deployment = _ensure(client, definition, present, pool)
-    _update(client, definition, deployment, pool, reset=reset)
-    if present is None and (earlier := find_earlier(client, deployment)):
+    earlier = find_earlier(client, definition, deployment, is_new=present is None)
+    _update(client, definition, deployment, pool, reset=reset, like=earlier)
+    if earlier:
         take_the_place(client, deployment, earlier)
     return deployment.id
 
@@ -119,6 +120,19 @@ def check(client: SyncPrefectClient, registered: dict[UUID, Definition]) -> None
             raise CannotServe(f"{definition.full_name} was deleted from the Prefect server: start again to serve it")
         _refuse_foreign(definition, deployment)
         _refuse_pooled(definition, deployment)
+
+
+def refuse_foreign(client: SyncPrefectClient, definitions: Iterable[Definition]) -> None:
+    """`CannotServe` if one of these names is another installation's."""
+    for definition in definitions:
+        try:
+            deployment = _read(client, definition)
+        except httpx.HTTPStatusError as e:
+            if not is_of_one(e):
+                raise
+            # It can't be shown. What registers it says so.
+            continue
+        _refuse_foreign(definition, deployment)
 
 
 def _refuse_foreign(definition: Definition, deployment: DeploymentResponse | None) -> None:
@@ -193,13 +207,28 @@ def _create(client: SyncPrefectClient, definition: Definition, pool: str) -> Dep
 
 
 def _update(
-    client: SyncPrefectClient, definition: Definition, deployment: DeploymentResponse, pool: str, *, reset: bool
+    client: SyncPrefectClient,
+    definition: Definition,
+    deployment: DeploymentResponse,
+    pool: str,
+    *,
+    reset: bool,
+    like: DeploymentResponse | None = None,
 ) -> None:
-    """Change what differs and is ours to change, and remember what we wrote."""
-    now, desired = values.present(deployment, definition), values.desired(definition)
-    known = Installation.load().registration.deployments.get(str(deployment.id))
-    written = [now] if reset else [known] if known else values.earlier(definition, get_settings())
-    wanted, record = merged(now, desired, written)
+    """Change what differs and is ours to change, and remember what we wrote.
+
+    `like`: the one whose place it takes. What people have changed of that one they have changed of this one.
+    """
+    source = like or deployment
+    now, theirs, desired = (
+        values.present(deployment, definition),
+        values.present(source, definition),
+        values.desired(definition),
+    )
+    recorded = Installation.load().registration.deployments
+    known = recorded.get(str(source.id))
+    written = [theirs] if reset else [known] if known else values.earlier(definition, get_settings())
+    wanted, record = merged(theirs, desired, written)
     changes: dict[str, Any] = {
         field: value
         for field, value in values.technical(definition, pool).items()
@@ -213,7 +242,7 @@ def _update(
     if changes:
         with kept_slots(client, deployment.id):
             client.request("PATCH", "/deployments/{id}", path_params={"id": deployment.id}, json=changes)
-    if wanted.schedule != now.schedule and wanted.schedule is not None:
+    if wanted.schedule != now.schedule:
         _write_schedule(client, deployment, wanted.schedule)
     if wanted.schedule is None and desired.schedule is not None:
         logger.warning(
@@ -221,13 +250,19 @@ def _update(
             definition.full_name,
             SCHEDULE_SLUG,
         )
-    if record != known:
+    if mine := recorded.get(str(deployment.id)):
+        record = record.model_copy(update={"left_schedules": mine.left_schedules})
+    if record != mine:
         Installation.keep_registration(deployments={str(deployment.id): record})
 
 
-def _write_schedule(client: SyncPrefectClient, deployment: DeploymentResponse, schedule: ScheduleRecord) -> None:
+def _write_schedule(client: SyncPrefectClient, deployment: DeploymentResponse, schedule: ScheduleRecord | None) -> None:
     """By the endpoint of schedules, which leaves all others alone."""
     present = values.our_schedule(deployment)
+    if schedule is None:
+        if present is not None:
+            client.delete_deployment_schedule(deployment.id, present.id)
+        return
     if present is None:
         new = DeploymentScheduleCreate.model_validate(values.new_schedule(schedule))
         client.create_deployment_schedules(deployment.id, [new])

@@ -2,25 +2,29 @@
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
 
 from container_manager.conf import get_settings
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import Installation
 
-from .api import PAGE, FlowRunError
+from .api import PAGE, FlowRunError, is_of_one
 
 NAME_LABEL = "container-manager.name"
 #: Of every deployment, with the installation's name in front.
 TAG = "container-manager"
 FLOW_NAMES = ("process-queue", "process-jobs", "run-container-job", "purge")
+#: Of our flows, as our deployments name them.
+_ENTRYPOINTS = tuple(f"{__package__}.{name}:{name}" for name in (name.replace("-", "_") for name in FLOW_NAMES))
 
 
 class OtherInstallation(FlowRunError):
@@ -70,21 +74,50 @@ def why_not_ours() -> str:
 
 def our_deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
     """Those on the server that this installation has registered, under whatever name, or `prefect deploy` for it."""
-    ours, recorded = Installation.load().instance_id, Installation.load().registration.deployments
-    tag = get_settings().named(TAG)
-    for deployment in _deployments_of_our_flows(client):
-        theirs = owner(deployment.labels or {})
-        if theirs == ours or (not theirs and (str(deployment.id) in recorded or tag in deployment.tags)):
+    recorded = Installation.load().registration.deployments
+    for deployment in _deployments_of_our_flows(client, recorded):
+        theirs = deployment.labels or {}
+        if is_ours(theirs) or (not owner(theirs) and (str(deployment.id) in recorded or _is_as_ours(deployment))):
             yield deployment
 
 
 def our_deployment_ids(client: SyncPrefectClient) -> list[UUID]:
-    return [deployment.id for deployment in our_deployments(client)]
+    """Also of those that were deleted, or can't be shown: their runs are still ours."""
+    recorded = Installation.load().registration.deployments
+    foreign = {
+        deployment.id
+        for deployment in _deployments_of_our_flows(client, recorded)
+        if owner(deployment.labels or {}) and not is_ours(deployment.labels or {})
+    }
+    ours = {deployment.id for deployment in our_deployments(client)} | {UUID(pk) for pk in recorded}
+    return sorted(ours - foreign)
 
 
-def _deployments_of_our_flows(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+def _is_as_ours(deployment: DeploymentResponse) -> bool:
+    """Without a label: as `prefect.yaml` has it. Somebody's own flow may have the name of one of ours, and its tag."""
+    return get_settings().named(TAG) in deployment.tags and deployment.entrypoint in _ENTRYPOINTS
+
+
+def _deployments_of_our_flows(client: SyncPrefectClient, recorded: Iterable[str]) -> list[DeploymentResponse]:
     flows = FlowFilter(name=FlowFilterName(any_=list(FLOW_NAMES)))
-    offset = 0
-    while page := client.read_deployments(flow_filter=flows, limit=PAGE, offset=offset):
-        yield from page
-        offset += len(page)
+    found: list[DeploymentResponse] = []
+    try:
+        while page := client.read_deployments(flow_filter=flows, limit=PAGE, offset=len(found)):
+            found += page
+    except httpx.HTTPStatusError as e:
+        if not is_of_one(e):
+            raise
+        # One of them, whosever it is, can't be shown: those that we know of, one by one.
+        return [deployment for pk in recorded if (deployment := _read(client, UUID(pk)))]
+    return found
+
+
+def _read(client: SyncPrefectClient, deployment_id: UUID) -> DeploymentResponse | None:
+    try:
+        return client.read_deployment(deployment_id)
+    except ObjectNotFound:
+        return None
+    except httpx.HTTPStatusError as e:
+        if not is_of_one(e):
+            raise
+        return None

@@ -18,7 +18,7 @@ from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.db import connections, transaction
 from django.test import Client
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from container_manager.containers import INSTANCE_LABEL
@@ -134,6 +134,19 @@ def prefect_api(prefect_server: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def api(database: str, prefect_api: str) -> Iterator[SyncPrefectClient]:
+    """A client of the real server. What is registered there ends with the test."""
+    with get_client(sync_client=True) as client:
+        yield client
+        delete_deployments(client)
+
+
+def delete_deployments(client: SyncPrefectClient) -> None:
+    for deployment in client.read_deployments(limit=200):
+        client.delete_deployment(deployment.id)
+
+
+@pytest.fixture
 def environment(prefect_api: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Of a process of the site's own. The deployments that it makes end with the test."""
     yield os.environ | {
@@ -144,8 +157,7 @@ def environment(prefect_api: str, tmp_path: Path) -> Iterator[dict[str, str]]:
         "CONTAINER_MANAGER": '{"POLL_INTERVAL_SECONDS": 3, "WORK_SECONDS": 2}',
     }
     with get_client(sync_client=True) as client:
-        for deployment in client.read_deployments():
-            client.delete_deployment(deployment.id)
+        delete_deployments(client)
 
 
 @pytest.fixture
