@@ -19,7 +19,7 @@ from flows.run_container_job import run_container_job
 
 from .definitions import Definition, definitions
 from .limits import see_to_limits, table
-from .registering import CannotServe, register
+from .registering import CannotServe, refuse_foreign, register
 from .serving import REQUEST_SECONDS, serve
 
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     # The flow runs' lines are in the Prefect UI; PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL=INFO shows them here, too.
     quiet_console()
     try:
-        _see_to_limits(reset=options.command == "limits" and options.reset)
+        _see_to_limits(reset=options.command == "limits" and options.reset, take_over=options.take_over)
         if options.command is None:
             serve(
                 _Allowed(),
@@ -73,7 +73,7 @@ def _sync(*, pool: str, take_over: bool, reset: bool) -> None:
     _announce(f"registered for the work pool {pool}:" if pool else "registered", deployments)
 
 
-def _see_to_limits(*, reset: bool) -> None:
+def _see_to_limits(*, reset: bool, take_over: bool) -> None:
     if not PREFECT_API_URL.value():
         # Prefect would start a server of its own, which schedules nothing.
         raise CannotServe(
@@ -82,6 +82,9 @@ def _see_to_limits(*, reset: bool) -> None:
     with translated(), connected(REQUEST_SECONDS) as client:
         # Before the database is asked: without the API there is nothing to say about it.
         client.hello()
+        if not take_over:
+            # The limits are the other's, too.
+            refuse_foreign(client, definitions(get_settings()))
         for line in see_to_limits(client, reset=reset):
             _say(line)
         for line in table(client):

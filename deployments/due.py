@@ -1,4 +1,4 @@
-"""Finds the due flow runs of a deployment, even if the API can't show one of them."""
+"""Which flow runs of a deployment are due. A run that the API can't show keeps no other from being found."""
 
 import logging
 import time
@@ -9,8 +9,8 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import FlowRunResponse
 
-from flows.api import PAGE, detail_of, is_of_one
-from flows.late_runs import delete_late_runs, is_of_our_schedule
+from flows.api import detail_of, is_of_one
+from flows.late_runs import delete_late_runs, ids_of_runs, is_of_our_schedule
 
 from .definitions import Definition
 from .running import start_time
@@ -24,7 +24,7 @@ _ONE_BY_ONE_SECONDS = 10.0
 
 
 class DueRuns:
-    """The due runs of one deployment."""
+    """Of one deployment."""
 
     def __init__(self, deployment_id: UUID, definition: Definition) -> None:
         self._id, self._definition = deployment_id, definition
@@ -33,7 +33,7 @@ class DueRuns:
         self._readable: list[FlowRunResponse] = []
 
     def find(self, client: SyncPrefectClient) -> list[FlowRunResponse]:
-        """The runs that are due now or soon. Of our own schedule's missed runs only the last one is kept."""
+        """What is due, now or soon. Of our own schedule's runs only the last that is due: downtime piles nothing up."""
         if time.monotonic() < self._look_again_at:
             return self._readable
         try:
@@ -64,23 +64,21 @@ class DueRuns:
         return delete_late_runs(client, self._id, max(due)) if len(due) > 1 else 0
 
     def _one_by_one(self, client: SyncPrefectClient, error: httpx.HTTPStatusError) -> list[FlowRunResponse]:
-        """Reads each run for itself, if the API can't show the list."""
+        """Those that the API can show, when it can't show the list."""
         chosen = {
             "deployment_id": {"any_": [str(self._id)]},
             "state": {"type": {"any_": ["SCHEDULED"]}},
             "next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()},
         }
-        # The history has only ids and times, nothing that the server can't write as JSON.
-        history = client.request("POST", "/ui/flow_runs/history", json={"flow_runs": chosen, "limit": PAGE}).json()
         readable: list[FlowRunResponse] = []
         unreadable: list[str] = []
-        for entry in history:
+        for run_id in ids_of_runs(client, chosen):
             try:
-                response = client.request("GET", "/flow_runs/{id}", path_params={"id": entry["id"]})
+                response = client.request("GET", "/flow_runs/{id}", path_params={"id": run_id})
             except httpx.HTTPStatusError as e:
                 if not is_of_one(e):
                     raise
-                unreadable.append(entry["id"])
+                unreadable.append(str(run_id))
             else:
                 readable.append(FlowRunResponse.model_validate(response.json()))
         self._tell(error, unreadable)

@@ -26,10 +26,9 @@ def merged(
     parameters, our_parameters = _parameters(
         server.parameters, desired.parameters, [record.parameters for record in written]
     )
-    common = {"name": desired.name}
     return (
         DeploymentRecord(
-            **common,
+            name=desired.name,
             description=description,
             parameters=parameters,
             tags=_tags(server.tags, desired.tags, written[0].tags),
@@ -37,7 +36,7 @@ def merged(
             schedule=schedule,
         ),
         DeploymentRecord(
-            **common,
+            name=desired.name,
             description=our_description,
             parameters=our_parameters,
             tags=desired.tags,
@@ -58,7 +57,7 @@ def _schedule(
 ) -> tuple[ScheduleRecord | None, ScheduleRecord | None]:
     """A schedule of ours that is gone was removed by a person, and stays removed."""
     if server is None and any(written):
-        return None, written[0]
+        return None, next(schedule for schedule in written if schedule)
     return _value(server, desired, written)
 
 

@@ -101,9 +101,9 @@ def _register(
     client: SyncPrefectClient, definition: Definition, present: DeploymentResponse | None, pool: str, *, reset: bool
 ) -> UUID:
     deployment = _ensure(client, definition, present, pool)
-    _update(client, definition, deployment, pool, reset=reset)
-    # Every time: an earlier attempt may have been interrupted.
-    if earlier := find_earlier(client, deployment):
+    earlier = find_earlier(client, definition, deployment, is_new=present is None)
+    _update(client, definition, deployment, pool, reset=reset, like=earlier)
+    if earlier:
         take_the_place(client, deployment, earlier)
     return deployment.id
 
@@ -132,6 +132,19 @@ def _refuse_missing(client: SyncPrefectClient, pool: str) -> None:
             f"the Prefect server has no work pool {pool!r}: create it with `prefect work-pool create {pool} --type "
             "process --base-job-template deployments/base-job-template.json`"
         ) from e
+
+
+def refuse_foreign(client: SyncPrefectClient, definitions: Iterable[Definition]) -> None:
+    """`CannotServe` if one of these names is another installation's."""
+    for definition in definitions:
+        try:
+            deployment = _read(client, definition)
+        except httpx.HTTPStatusError as e:
+            if not is_of_one(e):
+                raise
+            # It can't be shown. What registers it says so.
+            continue
+        _refuse_foreign(definition, deployment)
 
 
 def _refuse_foreign(definition: Definition, deployment: DeploymentResponse | None) -> None:
@@ -205,13 +218,28 @@ def _create(client: SyncPrefectClient, definition: Definition, pool: str) -> Dep
 
 
 def _update(
-    client: SyncPrefectClient, definition: Definition, deployment: DeploymentResponse, pool: str, *, reset: bool
+    client: SyncPrefectClient,
+    definition: Definition,
+    deployment: DeploymentResponse,
+    pool: str,
+    *,
+    reset: bool,
+    like: DeploymentResponse | None = None,
 ) -> None:
-    """Update the values that are ours to change, and record them."""
-    now, desired = values.present(deployment, definition), values.desired(definition)
-    known = Installation.load().registration.deployments.get(str(deployment.id))
-    written = [now] if reset else [known] if known else values.earlier(definition, get_settings())
-    wanted, record = merged(now, desired, written)
+    """Update the values that are ours to change, and record them.
+
+    `like`: the one whose place it takes. What people have changed of that one they have changed of this one.
+    """
+    source = like or deployment
+    now, theirs, desired = (
+        values.present(deployment, definition),
+        values.present(source, definition),
+        values.desired(definition),
+    )
+    recorded = Installation.load().registration.deployments
+    known = recorded.get(str(source.id))
+    written = [theirs] if reset else [known] if known else values.earlier(definition, get_settings())
+    wanted, record = merged(theirs, desired, written)
     changes: dict[str, Any] = {
         field: value
         for field, value in values.technical(definition, pool).items()
@@ -225,7 +253,7 @@ def _update(
     if changes:
         with kept_slots(client, deployment.id):
             client.request("PATCH", "/deployments/{id}", path_params={"id": deployment.id}, json=changes)
-    if wanted.schedule != now.schedule and wanted.schedule is not None:
+    if wanted.schedule != now.schedule:
         _write_schedule(client, deployment, wanted.schedule)
     if wanted.schedule is None and desired.schedule is not None:
         logger.warning(
@@ -233,13 +261,19 @@ def _update(
             definition.full_name,
             SCHEDULE_SLUG,
         )
-    if record != known:
+    if mine := recorded.get(str(deployment.id)):
+        record = record.model_copy(update={"left_schedules": mine.left_schedules})
+    if record != mine:
         Installation.keep_registration(deployments={str(deployment.id): record})
 
 
-def _write_schedule(client: SyncPrefectClient, deployment: DeploymentResponse, schedule: ScheduleRecord) -> None:
+def _write_schedule(client: SyncPrefectClient, deployment: DeploymentResponse, schedule: ScheduleRecord | None) -> None:
     """Uses the schedules' own endpoint, which leaves the other schedules alone."""
     present = values.our_schedule(deployment)
+    if schedule is None:
+        if present is not None:
+            client.delete_deployment_schedule(deployment.id, present.id)
+        return
     if present is None:
         new = DeploymentScheduleCreate.model_validate(values.new_schedule(schedule))
         client.create_deployment_schedules(deployment.id, [new])

@@ -1,88 +1,97 @@
-"""Replaces deployments after the installation's `NAME` has changed. Prefect can't rename a deployment.
+"""Deployments under the name that the installation has now, in place of those under the name it had before.
 
-The new deployment takes over people's schedules, pauses and waiting runs. The old one is paused and keeps its history.
+Prefect can't rename a deployment. The new ones get what people have made of the old ones; these are paused, and kept
+for their past. What was asked for there, or is due by people's schedules, runs there still.
 """
 
-from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterDeploymentId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.states import Cancelled, Scheduled
 
 from container_manager.models import Installation
-from flows.api import PAGE
-from flows.identity import is_ours, our_deployments
-from flows.late_runs import SCHEDULE_SLUG, is_of_our_schedule
+from container_manager.types import DeploymentRecord
+from flows.identity import our_deployments
+from flows.late_runs import SCHEDULE_SLUG
+
+from .definitions import Definition
 
 
-def find_earlier(client: SyncPrefectClient, new: DeploymentResponse) -> DeploymentResponse | None:
-    """This installation's deployment of the same flow under another name, unless it has been replaced already."""
-    for deployment in our_deployments(client):
-        if deployment.flow_id == new.flow_id and deployment.id != new.id and is_ours(deployment.labels):
-            known = Installation.load().registration.deployments.get(str(deployment.id))
-            if known is None or not known.is_paused:
-                return deployment
+def find_earlier(
+    client: SyncPrefectClient, definition: Definition, deployment: DeploymentResponse, *, is_new: bool
+) -> DeploymentResponse | None:
+    """The deployment of the same flow that this installation had under another name, and has not yet replaced."""
+    recorded = Installation.load().registration.deployments
+    if not is_new and not any(_is_earlier(record, definition) for record in recorded.values()):
+        return None
+    for other in our_deployments(client):
+        record = recorded.get(str(other.id))
+        if (
+            other.flow_id == deployment.flow_id
+            and other.id != deployment.id
+            and (record is None or not record.is_paused)
+        ):
+            return other
     return None
 
 
 def take_the_place(client: SyncPrefectClient, new: DeploymentResponse, old: DeploymentResponse) -> None:
-    """Move schedules, pauses and waiting runs from `old` to `new`, and pause `old`. Can be repeated."""
+    """Give `new` the schedules of `old`, and pause `old`."""
+    recorded = Installation.load().registration.deployments
+    _drop_copies(client, new, old, recorded.get(str(new.id)))
     for schedule in old.schedules:
         _take_schedule(client, new, schedule)
-    if old.paused:
-        _set_paused(client, new, paused=True)
-    for run in _waiting(client, old):
-        client.create_flow_run_from_deployment(
-            new.id,
-            parameters=run.parameters,
-            name=run.name,
-            state=Scheduled(scheduled_time=run.expected_start_time),
-            idempotency_key=f"instead of {run.id}",
-        )
-        client.set_flow_run_state(run.id, Cancelled(message=f"it runs as a run of {new.name}"), force=True)
-    # This also deletes all its scheduled runs.
-    _set_paused(client, old, paused=True)
-    record = Installation.load().registration.deployments.get(str(old.id))
-    if record is not None:
-        Installation.keep_registration(deployments={str(old.id): record.model_copy(update={"is_paused": True})})
+    # By the other endpoint the runs that are due would be deleted, too.
+    client.request("PATCH", "/deployments/{id}", path_params={"id": old.id}, json={"paused": True})
+    record = recorded.get(str(old.id), DeploymentRecord(name=f"{_flow_name(recorded, new)}/{old.name}"))
+    left = {"is_paused": True, "left_schedules": tuple(str(schedule.id) for schedule in old.schedules)}
+    Installation.keep_registration(deployments={str(old.id): record.model_copy(update=left)})
+
+
+def replaced(registered: dict[UUID, Definition]) -> dict[UUID, Definition]:
+    """Those that these have replaced: what waits there is still to run."""
+    found: dict[UUID, Definition] = {}
+    for pk, record in Installation.load().registration.deployments.items():
+        if UUID(pk) not in registered and record.is_paused:
+            found |= {UUID(pk): ours for ours in registered.values() if _is_of_same_flow(record, ours)}
+    return found
+
+
+def _is_earlier(record: DeploymentRecord, definition: Definition) -> bool:
+    return _is_of_same_flow(record, definition) and record.name != definition.full_name and not record.is_paused
+
+
+def _is_of_same_flow(record: DeploymentRecord, definition: Definition) -> bool:
+    return record.name.partition("/")[0] == str(definition.flow.name)
+
+
+def _flow_name(recorded: dict[str, DeploymentRecord], new: DeploymentResponse) -> str:
+    return recorded[str(new.id)].name.partition("/")[0]
+
+
+def _drop_copies(
+    client: SyncPrefectClient, new: DeploymentResponse, old: DeploymentResponse, record: DeploymentRecord | None
+) -> None:
+    """Of the schedules that `old` once got from `new`, those that people have changed or removed there since."""
+    left = record.left_schedules if record else ()
+    there = [_what(schedule) for schedule in old.schedules]
+    for schedule in new.schedules:
+        if str(schedule.id) in left and schedule.slug != SCHEDULE_SLUG and _what(schedule) not in there:
+            client.delete_deployment_schedule(new.id, schedule.id)
 
 
 def _take_schedule(client: SyncPrefectClient, new: DeploymentResponse, schedule: Any) -> None:
-    ours = next((own for own in new.schedules if own.slug == SCHEDULE_SLUG), None)
     if schedule.slug == SCHEDULE_SLUG:
-        if ours is not None and not schedule.active:
-            client.update_deployment_schedule(new.id, ours.id, active=False)
+        ours = next((own for own in new.schedules if own.slug == SCHEDULE_SLUG), None)
+        if ours is not None and schedule.active != ours.active:
+            client.update_deployment_schedule(new.id, ours.id, active=schedule.active)
         return
-    known = [(own.schedule, own.parameters, own.slug) for own in new.schedules]
-    if (schedule.schedule, schedule.parameters, schedule.slug) not in known:
+    if _what(schedule) not in [_what(own) for own in new.schedules]:
         fields = schedule.model_dump(include={"schedule", "active", "parameters", "slug"})
         client.create_deployment_schedules(new.id, [DeploymentScheduleCreate.model_validate(fields)])
 
 
-def _waiting(client: SyncPrefectClient, old: DeploymentResponse) -> list[FlowRun]:
-    """Runs that people created, and due runs of people's schedules. Our own schedule creates its runs again."""
-    chosen = FlowRunFilter(
-        deployment_id=FlowRunFilterDeploymentId(any_=[old.id]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-    )
-    now = datetime.now(UTC)
-    return [
-        run
-        for run in client.read_flow_runs(flow_run_filter=chosen, limit=PAGE)
-        if not run.auto_scheduled
-        or (not is_of_our_schedule(run) and run.expected_start_time and run.expected_start_time <= now)
-    ]
-
-
-def _set_paused(client: SyncPrefectClient, deployment: DeploymentResponse, *, paused: bool) -> None:
-    path: Any = "/deployments/{id}/pause_deployment" if paused else "/deployments/{id}/resume_deployment"
-    client.request("POST", path, path_params={"id": deployment.id})
+def _what(schedule: Any) -> tuple[Any, ...]:
+    return schedule.schedule, schedule.parameters, schedule.slug, schedule.active

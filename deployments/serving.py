@@ -26,6 +26,7 @@ from .definitions import JOBS_RUNNER, QUEUE_RUNNER, Definition, definitions
 from .due import DueRuns
 from .health import Health
 from .registering import check, register
+from .renaming import replaced
 from .running import FlowRunner
 
 logger = logging.getLogger("container_manager.deployments")
@@ -179,14 +180,15 @@ class _Service:
 
     def _take(self, registered: dict[UUID, Definition]) -> None:
         self._registered = registered
-        self._due = {pk: DueRuns(pk, definition) for pk, definition in registered.items()}
+        self._served = registered | replaced(registered)
+        self._due = {pk: DueRuns(pk, definition) for pk, definition in self._served.items()}
 
     def _entrypoint_of(self, run: FlowRunResponse) -> str | None:
-        definition = self._registered.get(run.deployment_id) if run.deployment_id else None
+        definition = self._served.get(run.deployment_id) if run.deployment_id else None
         return definition.entrypoint if definition else None
 
     def _note_end(self, run: FlowRunResponse, state: "State[Any]") -> None:
-        definition = self._registered.get(run.deployment_id) if run.deployment_id else None
+        definition = self._served.get(run.deployment_id) if run.deployment_id else None
         # How a run of the others ends is its job's affair.
         if definition is not None and definition.runner == QUEUE_RUNNER:
             self._health.note_end(definition, run, state)
@@ -229,7 +231,7 @@ class _Service:
 
     def _look(self) -> None:
         for name, runner in self._runners.items():
-            ids = [pk for pk, definition in self._registered.items() if definition.runner == name]
+            ids = [pk for pk, definition in self._served.items() if definition.runner == name]
             due = [run for pk in ids for run in self._due[pk].find(self._client)]
             if any(run.work_queue_id for run in due):
                 # A worker's, or left over from the time when there was one.

@@ -1,7 +1,7 @@
-"""Keeps the scheduled runs of a deployment when the deployment changes.
+"""The times at which a deployment's schedules are due, kept over a change to the deployment.
 
-After any change Prefect deletes the runs that it has scheduled ahead. Its scheduler later creates new ones, counted
-from that moment. A slot in between would be lost.
+Whatever is changed, Prefect deletes the runs that it has made ahead, and makes those that come after its next look:
+a slot in between would be lost.
 """
 
 from collections.abc import Iterator
@@ -13,61 +13,65 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.responses import FlowRunResponse
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.api import PAGE, is_of_one
 
 
 @contextmanager
 def kept_slots(client: SyncPrefectClient, deployment_id: UUID) -> Iterator[None]:
-    """Change the deployment or its schedules inside. Every slot since the start then has exactly one run.
+    """Within, the deployment or its schedules are changed; at the end the runs of slots since the beginning are there.
 
-    This holds even if the schedules have been replaced.
+    Once each, also where the schedules are others by then.
     """
-    began, ahead = _runs_ahead(client, deployment_id)
+    began = server_time(client.hello())
     yield
-    is_paused = client.read_deployment(deployment_id).paused
-    if is_paused:
+    deployment = client.read_deployment(deployment_id)
+    if deployment.paused:
         return
     client.request(
         "POST", "/deployments/{id}/schedule", path_params={"id": deployment_id}, json={"start_time": began.isoformat()}
     )
-    _delete_twins(client, deployment_id, ahead)
+    _delete_twins(client, deployment, began)
 
 
-def _runs_ahead(client: SyncPrefectClient, deployment_id: UUID) -> tuple[datetime, list[FlowRunResponse]]:
-    """The runs scheduled ahead, and the server's time. No runs if the server can't list them."""
-    asked = {"deployment_ids": [str(deployment_id)], "limit": PAGE}
+def _delete_twins(client: SyncPrefectClient, deployment: DeploymentResponse, began: datetime) -> None:
+    """Schedules that were made again have other ids: a slot whose run was due or begun by then has two runs now."""
+    moment: Any = began
+    chosen = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+        # The API means `after` inclusively.
+        expected_start_time=FlowRunFilterExpectedStartTime(after_=moment),
+    )
     try:
-        response = client.request("POST", "/deployments/get_scheduled_flow_runs", json=asked)
+        runs = client.read_flow_runs(flow_run_filter=chosen, limit=PAGE, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
     except httpx.HTTPStatusError as e:
         if not is_of_one(e):
             raise
-        return server_time(e.response), []
-    runs = FlowRunResponse.model_validate_list(response.json())
-    return server_time(response), [run for run in runs if run.auto_scheduled]
-
-
-def _delete_twins(client: SyncPrefectClient, deployment_id: UUID, ahead: list[FlowRunResponse]) -> None:
-    """A run that was already due survives the change. If its schedule was replaced, its slot now has a second one."""
-    if not ahead:
+        # It can't show them.
         return
-    ids = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in ahead]))
-    kept = {_slot(run) for run in client.read_flow_runs(flow_run_filter=ids, limit=PAGE)}
-    _, now_ahead = _runs_ahead(client, deployment_id)
-    for run in now_ahead:
-        if _slot(run) in kept and run.id not in {known.id for known in ahead}:
+    made = [run for run in runs if run.auto_scheduled and run.created_by]
+    present = {schedule.id for schedule in deployment.schedules}
+    kept = [_slot(run) for run in made if run.created_by and run.created_by.id not in present]
+    for run in made:
+        if run.created_by and run.created_by.id in present and _slot(run) in kept:
             client.delete_flow_run(run.id)
 
 
-def _slot(run: Any) -> tuple[datetime | None, str]:
-    """The time of a run, and its schedule: the slug, or the kind of schedule if there is no slug."""
-    return run.expected_start_time, (run.created_by.display_value or "") if run.created_by else ""
+def _slot(run: FlowRun) -> tuple[Any, ...]:
+    """When a run is due, and what the schedule that made it has besides its id."""
+    return run.expected_start_time, run.created_by.display_value if run.created_by else None, run.parameters
 
 
 def server_time(response: httpx.Response) -> datetime:
-    """By the server's clock, to the second; by ours if the answer has no date."""
+    """By the server's clock, to the second; by ours if it does not say."""
     with suppress(KeyError, ValueError):
         return parsedate_to_datetime(response.headers["date"])
     return datetime.now(UTC)

@@ -1,26 +1,30 @@
-"""The identity of this installation in Prefect: does a deployment or a flow run belong to it?"""
+"""Which installation a deployment or a flow run belongs to, and whether that is the one whose database we have."""
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
 
 from container_manager.conf import get_settings
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import Installation
 
-from .api import PAGE, FlowRunError
+from .api import PAGE, FlowRunError, is_of_one
 
 NAME_LABEL = "container-manager.name"
-#: A tag of every deployment, with the installation's name in front.
+#: Of every deployment, with the installation's name in front.
 TAG = "container-manager"
 FLOW_NAMES = ("process-queue", "process-jobs", "run-container-job", "purge")
+#: Of our flows, as our deployments name them.
+_ENTRYPOINTS = tuple(f"{__package__}.{name}:{name}" for name in (name.replace("-", "_") for name in FLOW_NAMES))
 
 
 class OtherInstallation(FlowRunError):
@@ -28,18 +32,18 @@ class OtherInstallation(FlowRunError):
 
 
 def labels() -> dict[str, str]:
-    """The labels of our deployments. Prefect copies them to each flow run. A caller can also set them on a run."""
+    """Those of our deployments. Prefect hands them on to each flow run; a caller may give them to a run, too."""
     name = get_settings().NAME
     return {INSTANCE_LABEL: Installation.load().instance_id} | ({NAME_LABEL: name} if name else {})
 
 
 def inline_tag() -> str:
-    """The tag of our flow runs without a deployment. `purge` finds them by it: Prefect can't filter by labels."""
+    """Of our flow runs that have no deployment, so that they are found again: Prefect can't search for labels."""
     return f"{TAG}.{Installation.load().instance_id}"
 
 
 def owner(labels: Mapping[str, Any]) -> str:
-    """The installation's id in these labels; empty if there is none."""
+    """The id of the installation that they name; empty if they name none."""
     return str(labels.get(INSTANCE_LABEL) or "")
 
 
@@ -54,9 +58,9 @@ def describe(labels: Mapping[str, Any]) -> str:
 
 
 def why_not_ours() -> str:
-    """Why this process must not execute the current flow run, in a sentence; empty if it may. One query.
+    """Why this process must not do this flow run, in a sentence; empty if it may. One query.
 
-    A run without our label may run: it was created before its deployment had one, or has no deployment.
+    A run without a label is anybody's: it was made before its deployment had one, or has no deployment.
     """
     context = FlowRunContext.get()
     theirs = context.flow_run.labels if context and context.flow_run else {}
@@ -69,22 +73,51 @@ def why_not_ours() -> str:
 
 
 def our_deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
-    """The deployments that this installation has registered, under any name, and those made by `prefect deploy`."""
-    ours, recorded = Installation.load().instance_id, Installation.load().registration.deployments
-    tag = get_settings().named(TAG)
-    for deployment in _deployments_of_our_flows(client):
-        theirs = owner(deployment.labels or {})
-        if theirs == ours or (not theirs and (str(deployment.id) in recorded or tag in deployment.tags)):
+    """Those on the server that this installation has registered, under whatever name, or `prefect deploy` for it."""
+    recorded = Installation.load().registration.deployments
+    for deployment in _deployments_of_our_flows(client, recorded):
+        theirs = deployment.labels or {}
+        if is_ours(theirs) or (not owner(theirs) and (str(deployment.id) in recorded or _is_as_ours(deployment))):
             yield deployment
 
 
 def our_deployment_ids(client: SyncPrefectClient) -> list[UUID]:
-    return [deployment.id for deployment in our_deployments(client)]
+    """Also of those that were deleted, or can't be shown: their runs are still ours."""
+    recorded = Installation.load().registration.deployments
+    foreign = {
+        deployment.id
+        for deployment in _deployments_of_our_flows(client, recorded)
+        if owner(deployment.labels or {}) and not is_ours(deployment.labels or {})
+    }
+    ours = {deployment.id for deployment in our_deployments(client)} | {UUID(pk) for pk in recorded}
+    return sorted(ours - foreign)
 
 
-def _deployments_of_our_flows(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+def _is_as_ours(deployment: DeploymentResponse) -> bool:
+    """Without a label: as `prefect.yaml` has it. Somebody's own flow may have the name of one of ours, and its tag."""
+    return get_settings().named(TAG) in deployment.tags and deployment.entrypoint in _ENTRYPOINTS
+
+
+def _deployments_of_our_flows(client: SyncPrefectClient, recorded: Iterable[str]) -> list[DeploymentResponse]:
     flows = FlowFilter(name=FlowFilterName(any_=list(FLOW_NAMES)))
-    offset = 0
-    while page := client.read_deployments(flow_filter=flows, limit=PAGE, offset=offset):
-        yield from page
-        offset += len(page)
+    found: list[DeploymentResponse] = []
+    try:
+        while page := client.read_deployments(flow_filter=flows, limit=PAGE, offset=len(found)):
+            found += page
+    except httpx.HTTPStatusError as e:
+        if not is_of_one(e):
+            raise
+        # One of them, whosever it is, can't be shown: those that we know of, one by one.
+        return [deployment for pk in recorded if (deployment := _read(client, UUID(pk)))]
+    return found
+
+
+def _read(client: SyncPrefectClient, deployment_id: UUID) -> DeploymentResponse | None:
+    try:
+        return client.read_deployment(deployment_id)
+    except ObjectNotFound:
+        return None
+    except httpx.HTTPStatusError as e:
+        if not is_of_one(e):
+            raise
+        return None

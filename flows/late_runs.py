@@ -73,6 +73,13 @@ def bulk_delete(client: SyncPrefectClient, chosen: dict[str, Any]) -> int:
             return deleted
 
 
+def ids_of_runs(client: SyncPrefectClient, chosen: dict[str, Any], flows: dict[str, Any] | None = None) -> list[UUID]:
+    """The ids of the runs that the API's filters choose, also where it can't show the runs themselves."""
+    body = {"flow_runs": chosen, "flows": flows, "limit": PAGE}
+    history = client.request("POST", "/ui/flow_runs/history", json=body).json()
+    return [UUID(entry["id"]) for entry in history]
+
+
 def delete_missed_runs(interval_seconds: float) -> None:
     """In a run of our schedule that is late by more than its interval: the others that were missed. A worker runs all.
 

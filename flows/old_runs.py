@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -32,9 +33,9 @@ from prefect.exceptions import ObjectNotFound
 from container_manager import shutdown
 from container_manager.conf import Settings
 
-from .api import PAGE
+from .api import PAGE, is_of_one
 from .identity import FLOW_NAMES, inline_tag, our_deployment_ids
-from .late_runs import bulk_delete
+from .late_runs import bulk_delete, ids_of_runs
 from .process_jobs import process_jobs
 from .process_queue import IDLE, process_queue
 
@@ -81,12 +82,21 @@ class OldRuns:
         """Each is of the first runs: those of the page before must be gone by then."""
         known: set[UUID] = set()
         while not shutdown.is_stopping():
-            page = client.read_flow_runs(flow_filter=self._flows, flow_run_filter=chosen, limit=PAGE)
-            run_ids = [run.id for run in page]
+            run_ids = self._page(client, chosen)
             if not set(run_ids) - known:
                 return
             known = set(run_ids)
             yield run_ids
+
+    def _page(self, client: SyncPrefectClient, chosen: FlowRunFilter) -> list[UUID]:
+        try:
+            page = client.read_flow_runs(flow_filter=self._flows, flow_run_filter=chosen, limit=PAGE)
+        except httpx.HTTPStatusError as e:
+            if not is_of_one(e):
+                raise
+            # There is one among them that it can't show, which goes with the others.
+            return ids_of_runs(client, chosen.model_dump(mode="json"), self._flows.model_dump(mode="json"))
+        return [run.id for run in page]
 
 
 def idle(settings: Settings) -> OldRuns:

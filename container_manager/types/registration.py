@@ -25,7 +25,10 @@ class DeploymentRecord(_Record):
     description: str = ""
     parameters: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
+    #: By us: another one has taken its place.
     is_paused: bool = False
+    #: The ids of the schedules that it had then.
+    left_schedules: tuple[str, ...] = ()
     schedule: ScheduleRecord | None = None
 
 

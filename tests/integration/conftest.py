@@ -18,7 +18,7 @@ from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.db import connections, transaction
 from django.test import Client
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from container_manager.containers import INSTANCE_LABEL
 from container_manager.models import DockerHost, Installation
@@ -133,6 +133,19 @@ def prefect_api(prefect_server: PrefectServer) -> Iterator[PrefectServer]:
 
 
 @pytest.fixture
+def api(database: str, prefect_api: PrefectServer) -> Iterator[SyncPrefectClient]:
+    """A client of the real server. What is registered there ends with the test."""
+    with get_client(sync_client=True) as client:
+        yield client
+        delete_deployments(client)
+
+
+def delete_deployments(client: SyncPrefectClient) -> None:
+    for deployment in client.read_deployments(limit=200):
+        client.delete_deployment(deployment.id)
+
+
+@pytest.fixture
 def environment(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Of a process of the site's own. The deployments that it makes end with the test."""
     yield (
@@ -146,8 +159,7 @@ def environment(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[dict[str
         }
     )
     with get_client(sync_client=True) as client:
-        for deployment in client.read_deployments():
-            client.delete_deployment(deployment.id)
+        delete_deployments(client)
 
 
 @pytest.fixture
