@@ -80,14 +80,14 @@ def test_a_server_that_others_reach_is_open_unless_it_has_a_password(
     assert why(f"http://{host}:{closed_server.port}/api") == ""
 
 
-def test_a_server_on_loopback_alone_needs_no_password(prefect_server: str) -> None:
-    assert why(prefect_server) == ""
+def test_a_server_on_loopback_alone_is_fine(prefect_server: PrefectServer) -> None:
+    assert why(prefect_server.url) == ""
 
 
 def test_a_tunnel_on_loopback_does_not_hide_what_the_server_says_of_itself(
-    open_server: PrefectServer, closed_server: PrefectServer, prefect_server: str
+    open_server: PrefectServer, closed_server: PrefectServer, prefect_server: PrefectServer
 ) -> None:
-    own = int(prefect_server.removesuffix("/api").rpartition(":")[2])
+    own = prefect_server.port
     told = {}
     for port in (open_server.port, closed_server.port, own):
         cable = Cable(port)
