@@ -3,12 +3,12 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock engine postgres stop demo serve test bench fuzz lint check
+.PHONY: help venv lock engine postgres stop demo serve test bench fuzz neighbours lint check
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
 help: ## List these targets
-	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The empty recipe keeps make from saying "Nothing to be done".
 venv: .venv/.stamp ## Create .venv with the project (editable) and its tools, at the pinned versions
@@ -46,6 +46,9 @@ bench: engine ## Measure, beside a reference of the same run; ROWS="claim launch
 
 fuzz: engine ## Kill and stall workers, and look for jobs that ran twice or were lost; SEEDS="1 2 3" JOBS=60 ARGS="--storm 120 --calm 60"
 	.ci/fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+neighbours: engine ## Run two installations side by side under load, and look for what one did to the other; SECONDS=180 SEED=1
+	.ci/neighbours $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 lint: venv ## Run the formatter's check, the linters, the type checker and Django's checks
 	.ci/lint

@@ -75,7 +75,7 @@ def _on_one(options: argparse.Namespace, folder: Path) -> int:
         chances = Chances(options.kill, options.stall, options.lose, calm_at=time.monotonic() + options.storm)
         plan = Plan(seed, options.cap, chances, folder / f"seed-{seed}")
         outcomes.append(driver.run(plan, options.jobs, options.workers, options.storm + options.calm))
-        print(*verdict.lines(outcomes[-1], is_first=len(outcomes) == 1), sep="\n", flush=True)
+        print(*verdict.lines(outcomes[-1].cells, is_first=len(outcomes) == 1), sep="\n", flush=True)
         for violation in outcomes[-1].violations:
             print(f"seed {seed} on {options.database}: {violation}", flush=True)
     print(verdict.describe(tally(folder.glob("*/*.points"))), flush=True)

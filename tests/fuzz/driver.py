@@ -4,20 +4,18 @@ import multiprocessing
 import os
 import random
 import time
-from contextlib import suppress
 
 import docker
 from django.db import connection
 
-from container_manager.containers import INSTANCE_LABEL
-from container_manager.exceptions import InvalidTransition
-from container_manager.models import ENDED, ContainerJob, DockerHost, Installation, JobAttempt, Status
+from container_manager.models import ENDED, ContainerJob, DockerHost, Installation, JobAttempt
 from container_manager.queue import queue_manager
 
 from . import worker, workload
+from .cancelling import Cancellation
 from .faults import LONGEST_STALL_SECONDS, tally
 from .verdict import Seen, Verdict, judge
-from .watching import watching
+from .watching import containers, remove_leftovers, watching
 
 #: seconds; a worker that was told to end has at most a stall and a round before it.
 _END_SECONDS = 30
@@ -25,8 +23,6 @@ _TICK_SECONDS = 0.1
 #: seconds; for how long nothing may be left to do before the run is over. Who stalls wakes within them, and may create
 #: a container that the others must collect.
 _SETTLED_SECONDS = LONGEST_STALL_SECONDS + 2
-#: In which state a job is cancelled; one that moved past it while nobody looked, in a later one.
-_CANCELLED_IN = (Status.QUEUED, Status.LAUNCHING, Status.STARTING, Status.RUNNING)
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tests.fuzz.nursery"])
@@ -72,22 +68,6 @@ class Workers:
             self.crashes.append(f"worker {number} ended with {process.exitcode}: {output.read_text()[-2000:]}")
 
 
-class Cancellation:
-    """The jobs that are cancelled, each when it is first seen in the state that was drawn for it, or past that."""
-
-    def __init__(self, jobs: list[ContainerJob], draw: random.Random) -> None:
-        chosen = [job.pk for job in jobs if workload.kind_of(job).is_cancelled]
-        self._waiting = {job_id: draw.randrange(len(_CANCELLED_IN)) for job_id in chosen}
-
-    def go_on(self) -> None:
-        for job in ContainerJob.objects.filter(pk__in=self._waiting):
-            rank = _CANCELLED_IN.index(Status(job.status)) if job.status in _CANCELLED_IN else -1
-            if rank >= self._waiting[job.pk] or job.status in ENDED:
-                del self._waiting[job.pk]
-                with suppress(InvalidTransition):
-                    queue_manager.cancel_job(job)
-
-
 def run(plan: worker.Plan, count: int, workers: int, deadline_seconds: float) -> Verdict:
     """On the default database, which is emptied, and the Engine of this machine."""
     for model in (JobAttempt, ContainerJob, DockerHost, Installation):
@@ -101,7 +81,8 @@ def run(plan: worker.Plan, count: int, workers: int, deadline_seconds: float) ->
     began = time.monotonic()
     with watching(client, instance_id) as (events, samples):
         jobs = queue_manager.queue_jobs(workload.build(count, draw))
-        cancellation = Cancellation(jobs, draw)
+        cancellation = Cancellation(draw)
+        cancellation.add(jobs)
         crew = Workers(plan, workers)
         try:
             now = unsettled_at = began
@@ -115,7 +96,7 @@ def run(plan: worker.Plan, count: int, workers: int, deadline_seconds: float) ->
             seconds = unsettled_at - began
         finally:
             crew.end()
-            leftovers = _remove_leftovers(client, instance_id)
+            leftovers = remove_leftovers(client, instance_id)
         # The stream lags what it tells of.
         until = time.monotonic() + 5
         while events.ends < sum(events.starts.values()) and time.monotonic() < until:
@@ -125,19 +106,4 @@ def run(plan: worker.Plan, count: int, workers: int, deadline_seconds: float) ->
 
 
 def _is_settled(client: docker.DockerClient, instance_id: str) -> bool:
-    return not ContainerJob.objects.exclude(status__in=ENDED).exists() and not _containers(client, instance_id)
-
-
-def _containers(client: docker.DockerClient, instance_id: str) -> list[str]:
-    """Names with states, by one call: an object for each would be asked for one by one, and be gone by then."""
-    rows = client.api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance_id}"})
-    return [f"{row['Names'][0].removeprefix('/')} ({row['State']})" for row in rows]
-
-
-def _remove_leftovers(client: docker.DockerClient, instance_id: str) -> list[str]:
-    left = _containers(client, instance_id)
-    for name in left:
-        # Gone by now, or on its way.
-        with suppress(docker.errors.APIError):
-            client.api.remove_container(name.partition(" ")[0], force=True, v=True)
-    return left
+    return not ContainerJob.objects.exclude(status__in=ENDED).exists() and not containers(client, instance_id)

@@ -38,13 +38,11 @@ class Verdict:
 
 
 def judge(plan: Plan, database: str, seen: Seen) -> Verdict:
-    attempts: dict[int, list[JobAttempt]] = defaultdict(list)
-    for attempt in JobAttempt.objects.order_by("job", "number"):
-        attempts[attempt.job_id].append(attempt)
+    attempts = attempts_by_job()
     jobs = list(ContainerJob.objects.order_by("pk"))
-    doubles = _doubles(seen.events)
-    losses = [*_lost_runs(seen.events, jobs), *_wrong_records(jobs, attempts)]
-    leftovers = [*_unfinished(jobs, attempts), *_held(), *(f"left behind: container {name}" for name in seen.left)]
+    twice = doubles(seen.events)
+    losses = [*lost_runs(seen.events, jobs), *wrong_records(jobs, attempts)]
+    leftovers = [*unfinished(jobs, attempts), *held(), *(f"left behind: container {name}" for name in seen.left)]
     most_alive = max(seen.events.most_alive, seen.samples.most_alive)
     cells = {
         "database": database,
@@ -55,7 +53,7 @@ def judge(plan: Plan, database: str, seen: Seen) -> Verdict:
         "lost answers": seen.faults["lose"].total(),
         "attempts": sum(map(len, attempts.values())),
         "starts": seen.events.starts.total(),
-        "doubles": len(doubles),
+        "doubles": len(twice),
         "losses": len(losses),
         "leftovers": len(leftovers),
         "most alive": f"{most_alive} of {plan.cap}",
@@ -63,17 +61,17 @@ def judge(plan: Plan, database: str, seen: Seen) -> Verdict:
     }
     over = [f"{most_alive} alive at once, by the Engine or the database"] if most_alive > plan.cap else []
     refused = [f"stopped by a constraint alone, {times} times: {sql}" for sql, times in seen.faults["refuse"].items()]
-    violations = [*doubles, *losses, *leftovers, *over, *refused, *_hollow(seen.faults), *seen.crashes]
+    violations = [*twice, *losses, *leftovers, *over, *refused, *_hollow(seen.faults), *seen.crashes]
     return Verdict({heading: str(value) for heading, value in cells.items()}, violations)
 
 
-def lines(verdict: Verdict, *, is_first: bool) -> Iterable[str]:
-    """The run's line of a table in Markdown; before the first, the headings."""
-    widths = {heading: max(len(heading), 10) for heading in verdict.cells}
+def lines(cells: Mapping[str, str], *, is_first: bool) -> Iterable[str]:
+    """A line of a table in Markdown; before the first, the headings."""
+    widths = {heading: max(len(heading), 10) for heading in cells}
     if is_first:
         yield "| " + " | ".join(heading.ljust(width) for heading, width in widths.items()) + " |"
         yield "|" + "|".join("-" * (width + 2) for width in widths.values()) + "|"
-    yield "| " + " | ".join(cell.ljust(widths[heading]) for heading, cell in verdict.cells.items()) + " |"
+    yield "| " + " | ".join(cell.ljust(widths[heading]) for heading, cell in cells.items()) + " |"
 
 
 def describe(faults: Tally) -> str:
@@ -83,7 +81,14 @@ def describe(faults: Tally) -> str:
     return f"{passings} passings of {points} points, faults at {len(hit)}; never passed: {unseen}"
 
 
-def _doubles(events: Events) -> list[str]:
+def attempts_by_job() -> Mapping[int, list[JobAttempt]]:
+    attempts: dict[int, list[JobAttempt]] = defaultdict(list)
+    for attempt in JobAttempt.objects.order_by("job", "number"):
+        attempts[attempt.job_id].append(attempt)
+    return attempts
+
+
+def doubles(events: Events) -> list[str]:
     """A name stands for one attempt: one container, started at most once."""
     by_name: Counter[str] = Counter()
     for (name, _), times in events.starts.items():
@@ -91,7 +96,7 @@ def _doubles(events: Events) -> list[str]:
     return [f"double start: {name} was started {times} times" for name, times in by_name.items() if times > 1]
 
 
-def _lost_runs(events: Events, jobs: Sequence[ContainerJob]) -> list[str]:
+def lost_runs(events: Events, jobs: Sequence[ContainerJob]) -> list[str]:
     """What ran, by the Engine, and what ran, by the attempts of ended jobs, must be the same to the container."""
     instance_id = Installation.load().instance_id
     ran = JobAttempt.objects.filter(started_at__isnull=False).values_list("job_id", "number", "container_id")
@@ -105,7 +110,7 @@ def _lost_runs(events: Events, jobs: Sequence[ContainerJob]) -> list[str]:
     ]
 
 
-def _wrong_records(jobs: Sequence[ContainerJob], attempts: Mapping[int, list[JobAttempt]]) -> list[str]:
+def wrong_records(jobs: Sequence[ContainerJob], attempts: Mapping[int, list[JobAttempt]]) -> list[str]:
     return [
         f"lost: {what} of {_tell(job, attempts[job.pk])}"
         for job in jobs
@@ -114,11 +119,11 @@ def _wrong_records(jobs: Sequence[ContainerJob], attempts: Mapping[int, list[Job
     ]
 
 
-def _unfinished(jobs: Sequence[ContainerJob], attempts: Mapping[int, list[JobAttempt]]) -> list[str]:
+def unfinished(jobs: Sequence[ContainerJob], attempts: Mapping[int, list[JobAttempt]]) -> list[str]:
     return [f"not ended in time: {_tell(job, attempts[job.pk])}" for job in jobs if job.status not in ENDED]
 
 
-def _held() -> list[str]:
+def held() -> list[str]:
     held = ContainerJob.objects.filter(Q(claimed_until__isnull=False) | ~Q(claim_token="") | Q(slot_host__isnull=False))
     return [f"left behind: a lease or a slot of job {job.pk} ({job.status})" for job in held]
 

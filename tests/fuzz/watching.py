@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from typing import Any
 
@@ -52,10 +52,15 @@ class Events:
         return sum(event["status"] == "die" for event in self._told)
 
     @property
-    def most_alive(self) -> int:
-        """How many ran at one time, by the Engine's clock."""
+    def changes(self) -> list[tuple[float, int]]:
+        """1 for each start and -1 for each end, with its time in seconds, by the Engine's clock."""
         in_order = sorted(self._told, key=lambda event: event["timeNano"])
-        return max(accumulate(1 if event["status"] == "start" else -1 for event in in_order), default=0)
+        return [(event["timeNano"] / 1e9, 1 if event["status"] == "start" else -1) for event in in_order]
+
+    @property
+    def most_alive(self) -> int:
+        """How many ran at one time."""
+        return max(accumulate(change for _, change in self.changes), default=0)
 
 
 class Samples:
@@ -85,3 +90,18 @@ def watching(client: docker.DockerClient, instance_id: str) -> Iterator[tuple[Ev
     finally:
         samples.close()
         events.close()
+
+
+def containers(client: docker.DockerClient, instance_id: str) -> list[str]:
+    """Names with states, by one call: an object for each would be asked for one by one, and be gone by then."""
+    rows = client.api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance_id}"})
+    return [f"{row['Names'][0].removeprefix('/')} ({row['State']})" for row in rows]
+
+
+def remove_leftovers(client: docker.DockerClient, instance_id: str) -> list[str]:
+    left = containers(client, instance_id)
+    for name in left:
+        # Gone by now, or on its way.
+        with suppress(docker.errors.APIError):
+            client.api.remove_container(name.partition(" ")[0], force=True, v=True)
+    return left

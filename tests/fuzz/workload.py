@@ -30,9 +30,9 @@ class Kind:
     #: Somebody cancels it at some moment of its life.
     is_cancelled: bool = False
 
-    def build(self, name: str) -> ContainerJob:
+    def spec(self, name: str) -> dict[str, Any]:
         command = ["sh", "-c", f"echo 'witness of {name}'; {self.after_echo}"]
-        return ContainerJob.objects.build(name=name, image=IMAGE, command=command, **self.fields)
+        return {"name": name, "image": IMAGE, "command": command, **self.fields}
 
 
 KINDS = {
@@ -57,10 +57,11 @@ _MIX = (
 )  # fmt: skip
 
 
-def build(count: int, draw: random.Random) -> list[ContainerJob]:
+def build(count: int, draw: random.Random, of: str = "") -> list[ContainerJob]:
+    """`of` is a part of the jobs' names, to tell one workload from another."""
     kinds = [_MIX[number % len(_MIX)] for number in range(count)]
     draw.shuffle(kinds)
-    return [KINDS[kind].build(f"{kind}.{number}") for number, kind in enumerate(kinds)]
+    return [ContainerJob.objects.build(**KINDS[kind].spec(f"{kind}.{of}{number}")) for number, kind in enumerate(kinds)]
 
 
 def kind_of(job: ContainerJob) -> Kind:

@@ -48,10 +48,16 @@ class PrefectPages:
 
     def field(self, label: str) -> Locator:
         """Where a parameter of this label is filled in; those that may be left out are labelled so."""
-        described = self.main.get_by_text(label, exact=True).or_(
-            self.main.get_by_text(f"{label} (Optional)", exact=True)
+        described = self.form.get_by_text(label, exact=True).or_(
+            self.form.get_by_text(f"{label} (Optional)", exact=True)
         )
         return described.locator("xpath=following::fieldset[1]")
+
+    @property
+    def form(self) -> Locator:
+        """What is filled in at the moment: a dialog's, where one is open."""
+        dialog = self.page.get_by_role("dialog")
+        return dialog if dialog.count() else self.main
 
     def fill(self, label: str, value: str) -> None:
         self.field(label).locator("input, textarea").fill(value)
@@ -74,6 +80,21 @@ class PrefectPages:
         self.fill_list("Command", list(command))
         self.fill("Name", name)
         self.submit()
+
+    def schedule(self, cron: str, timezone: str, image: str, *command: str, name: str) -> None:
+        """A container by a schedule, in the form of `run-container-job` for one."""
+        self.open_deployment("run-container-job")
+        self.main.get_by_role("button", name="Schedule", exact=True).click()
+        self.form.get_by_role("tab", name="Cron").click()
+        self.form.get_by_label("Value", exact=True).fill(cron)
+        self.form.get_by_label("Timezone").click()
+        self.page.get_by_placeholder("Search").last.fill(timezone)
+        self.page.get_by_role("option", name=timezone).first.click()
+        self.fill("Image", image)
+        self.fill_list("Command", list(command))
+        self.fill("Name", name)
+        self.form.get_by_role("button", name="Save").click()
+        expect(self.page.get_by_role("dialog")).to_have_count(0)
 
     def open_run(self, flow_run_id: object) -> None:
         self.open(f"runs/flow-run/{flow_run_id}")

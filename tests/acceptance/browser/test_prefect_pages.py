@@ -3,7 +3,9 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import docker
 import pytest
@@ -168,6 +170,31 @@ def passes(api: SyncPrefectClient, *types: StateType) -> list[FlowRun]:
     runs = api.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=states)))
     queue = api.read_deployment_by_name("process-queue/scheduled").id
     return [run for run in runs if run.deployment_id == queue]
+
+
+def test_a_nightly_container_is_scheduled_by_the_form_with_a_spec_of_its_own(
+    prefect_pages: PrefectPages, keep: Keep, api: SyncPrefectClient
+) -> None:
+    # The next full minute that is not too near: crons know no seconds.
+    slot = (datetime.now(UTC) + timedelta(seconds=80)).replace(second=0, microsecond=0)
+    cron = f"{slot.astimezone(ZoneInfo('Europe/Berlin')):%M %H} * * *"
+
+    prefect_pages.schedule(cron, "Europe/Berlin", "busybox", "echo", "at night", name="nightly-report")
+
+    keep("a schedule of a person's own")
+    (schedule,) = api.read_deployment_by_name("run-container-job/on-demand").schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == (cron, "Europe/Berlin")
+    prefect_pages.open_run(wait_until(lambda: run_at(api, slot), 2 * PATIENCE_SECONDS))
+    expect(prefect_pages.log_line("at night")).to_be_visible()
+    prefect_pages.expect_state("Completed")
+    api.delete_deployment_schedule(schedule.deployment_id, schedule.id)
+    job = ContainerJob.objects.get(name="nightly-report")
+    assert (job.image, job.command, job.status) == ("busybox", ["echo", "at night"], Status.COMPLETED)
+
+
+def run_at(api: SyncPrefectClient, slot: datetime) -> UUID | None:
+    """The run of this slot, once it has begun."""
+    return next((run.id for run in api.read_flow_runs() if run.expected_start_time == slot and run.start_time), None)
 
 
 def test_runs_have_names_for_people_and_idle_passes_are_told_apart(
