@@ -16,8 +16,8 @@ from prefect.context import SettingsContext, get_settings_context
 
 from container_manager.exceptions import ContainerManagerError
 
-from .api import PROBE_SECONDS
-
+#: seconds; in all. A busy server needs some, and a run that is refused for want of an answer is lost.
+ANSWER_SECONDS = 10
 #: Without CSRF protection a server has no tokens, and older ones know of none: Prefect's client goes on without.
 _TOKEN_ANSWERS = (200, 404, 422)
 
@@ -65,7 +65,7 @@ def first_answer(
                 client = SyncPrefectClient(
                     str(url),
                     httpx_settings={
-                        "timeout": PROBE_SECONDS, "follow_redirects": False, "event_hooks": {"response": [keep]},
+                        "timeout": ANSWER_SECONDS, "follow_redirects": False, "event_hooks": {"response": [keep]},
                     },
                 )  # fmt: skip
             try:
@@ -74,7 +74,7 @@ def first_answer(
             except _Answered as e:
                 return e.response
 
-    return _within(PROBE_SECONDS, ask)
+    return _within(ANSWER_SECONDS, ask)
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _within(seconds: float, ask: Callable[[], _T]) -> _T:
 
 
 def _silence() -> str:
-    return f"it did not answer within {PROBE_SECONDS} s"
+    return f"it did not answer within {ANSWER_SECONDS} s"
 
 
 @contextmanager
