@@ -1,4 +1,4 @@
-"""Which flow runs of a deployment are due. A run that the API can't show keeps no other from being found."""
+"""Finds the due flow runs of a deployment, even if the API can't show one of them."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ _ONE_BY_ONE_SECONDS = 10.0
 
 
 class DueRuns:
-    """Of one deployment."""
+    """The due runs of one deployment."""
 
     def __init__(self, deployment_id: UUID, definition: Definition) -> None:
         self._id, self._definition = deployment_id, definition
@@ -33,7 +33,7 @@ class DueRuns:
         self._readable: list[FlowRunResponse] = []
 
     def find(self, client: SyncPrefectClient) -> list[FlowRunResponse]:
-        """What is due, now or soon. Of our own schedule's runs only the last that is due: downtime piles nothing up."""
+        """The runs that are due now or soon. Of our own schedule's missed runs only the last one is kept."""
         if time.monotonic() < self._look_again_at:
             return self._readable
         try:
@@ -64,7 +64,7 @@ class DueRuns:
         return delete_late_runs(client, self._id, max(due)) if len(due) > 1 else 0
 
     def _one_by_one(self, client: SyncPrefectClient, error: httpx.HTTPStatusError) -> list[FlowRunResponse]:
-        """Those that the API can show, when it can't show the list."""
+        """Reads each run for itself, if the API can't show the list."""
         chosen = {
             "deployment_id": {"any_": [str(self._id)]},
             "state": {"type": {"any_": ["SCHEDULED"]}},

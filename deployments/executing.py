@@ -1,7 +1,7 @@
-"""One flow run, done by the flow that this process knows for it.
+"""Executes a flow run with the flow that this process has registered for it.
 
-Prefect's own engine asks the API which code to load: whoever can write there could have any code run here. Nothing of
-what runs is taken from the API here but the parameters, which the flow itself checks.
+Prefect's own engine asks the API which code to load, so anyone who can write to the API could run code here. This one
+takes only the parameters from the API, and the flow validates them.
 """
 
 from pathlib import Path
@@ -16,19 +16,18 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 
 def execute(flow_run_id: UUID, entrypoint: str) -> None:
-    """Do the flow run by the flow at `module:name`, and leave it to the flow to say how it ended.
+    """Execute the flow run with the flow at `entrypoint` (`module:name`). The result is in the run's state.
 
-    Ends the process where Prefect's engine does: the run was paused, aborted, or has failed to report its end.
+    Raises `SystemExit` where Prefect's engine does: if the run was paused, aborted, or could not report its end.
     """
     flow: Flow[..., Any] = resolve_name(entrypoint)
-    # A path: of a block, as a server may name one, Prefect would make whatever class it names.
+    # The server can configure a storage block for results, of any class that it likes. Use a local path instead.
     storage: Any = Path(PREFECT_LOCAL_STORAGE_PATH.value())
     with handle_engine_signals(flow_run_id):
         flow_run = load_flow_run(flow_run_id)
         run_flow(
-            # A server can name a place where results are written, which is no part of ours.
             flow.with_options(persist_result=False, result_storage=storage),
             flow_run=flow_run,
-            # A result would be read from where the state says it is, and unpickled.
+            # With "result", a result that the API names would be loaded and unpickled.
             return_type="state",
         )

@@ -1,7 +1,7 @@
-"""Deployments under the name that the installation has now, in place of those under the name it had before.
+"""Replaces deployments after the installation's `NAME` has changed. Prefect can't rename a deployment.
 
-Prefect can't rename a deployment. The new ones get what people have made of the old ones; these are paused, and kept
-for their past. What was asked for there, or is due by people's schedules, runs there still.
+The new deployment takes over people's schedules and changes. The old one is paused and keeps its history. Runs that
+were waiting there are still executed.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from .definitions import Definition
 def find_earlier(
     client: SyncPrefectClient, definition: Definition, deployment: DeploymentResponse, *, is_new: bool
 ) -> DeploymentResponse | None:
-    """The deployment of the same flow that this installation had under another name, and has not yet replaced."""
+    """This installation's deployment of the same flow under another name, unless it has been replaced already."""
     recorded = Installation.load().registration.deployments
     if not is_new and not any(_is_earlier(record, definition) for record in recorded.values()):
         return None
@@ -38,12 +38,12 @@ def find_earlier(
 
 
 def take_the_place(client: SyncPrefectClient, new: DeploymentResponse, old: DeploymentResponse) -> None:
-    """Give `new` the schedules of `old`, and pause `old`."""
+    """Copy people's schedules from `old` to `new`, and pause `old`. Can be repeated."""
     recorded = Installation.load().registration.deployments
     _drop_copies(client, new, old, recorded.get(str(new.id)))
     for schedule in old.schedules:
         _take_schedule(client, new, schedule)
-    # By the other endpoint the runs that are due would be deleted, too.
+    # The endpoint for pausing would also delete runs that are due.
     client.request("PATCH", "/deployments/{id}", path_params={"id": old.id}, json={"paused": True})
     record = recorded.get(str(old.id), DeploymentRecord(name=f"{_flow_name(recorded, new)}/{old.name}"))
     left = {"is_paused": True, "left_schedules": tuple(str(schedule.id) for schedule in old.schedules)}
@@ -51,7 +51,7 @@ def take_the_place(client: SyncPrefectClient, new: DeploymentResponse, old: Depl
 
 
 def replaced(registered: dict[UUID, Definition]) -> dict[UUID, Definition]:
-    """Those that these have replaced: what waits there is still to run."""
+    """The deployments that these have replaced. Runs may still be waiting there."""
     found: dict[UUID, Definition] = {}
     for pk, record in Installation.load().registration.deployments.items():
         if UUID(pk) not in registered and record.is_paused:
@@ -74,7 +74,7 @@ def _flow_name(recorded: dict[str, DeploymentRecord], new: DeploymentResponse) -
 def _drop_copies(
     client: SyncPrefectClient, new: DeploymentResponse, old: DeploymentResponse, record: DeploymentRecord | None
 ) -> None:
-    """Of the schedules that `old` once got from `new`, those that people have changed or removed there since."""
+    """Delete schedules that `old` once got from `new`, if people have changed or deleted them on `old` since."""
     left = record.left_schedules if record else ()
     there = [_what(schedule) for schedule in old.schedules]
     for schedule in new.schedules:

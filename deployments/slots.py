@@ -1,7 +1,7 @@
-"""The times at which a deployment's schedules are due, kept over a change to the deployment.
+"""Keeps the scheduled runs of a deployment when the deployment changes.
 
-Whatever is changed, Prefect deletes the runs that it has made ahead, and makes those that come after its next look:
-a slot in between would be lost.
+After any change Prefect deletes the runs that it has scheduled ahead. Its scheduler later creates new ones, counted
+from that moment. A slot in between would be lost.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ from flows.api import PAGE, is_of_one
 
 @contextmanager
 def kept_slots(client: SyncPrefectClient, deployment_id: UUID) -> Iterator[None]:
-    """Within, the deployment or its schedules are changed; at the end the runs of slots since the beginning are there.
+    """Change the deployment or its schedules inside. Every slot since the start then has exactly one run.
 
-    Once each, also where the schedules are others by then.
+    This holds even if the schedules have been replaced.
     """
     began = server_time(client.hello())
     yield
@@ -43,7 +43,7 @@ def kept_slots(client: SyncPrefectClient, deployment_id: UUID) -> Iterator[None]
 
 
 def _delete_twins(client: SyncPrefectClient, deployment: DeploymentResponse, began: datetime) -> None:
-    """Schedules that were made again have other ids: a slot whose run was due or begun by then has two runs now."""
+    """Replaced schedules have new ids, so a slot whose old run was due or had begun now has a second run."""
     moment: Any = began
     chosen = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
@@ -55,7 +55,7 @@ def _delete_twins(client: SyncPrefectClient, deployment: DeploymentResponse, beg
     except httpx.HTTPStatusError as e:
         if not is_of_one(e):
             raise
-        # It can't show them.
+        # The server can't list them.
         return
     made = [run for run in runs if run.auto_scheduled and run.created_by]
     present = {schedule.id for schedule in deployment.schedules}
@@ -66,12 +66,12 @@ def _delete_twins(client: SyncPrefectClient, deployment: DeploymentResponse, beg
 
 
 def _slot(run: FlowRun) -> tuple[Any, ...]:
-    """When a run is due, and what the schedule that made it has besides its id."""
+    """The time of a run, and what identifies its schedule apart from the id."""
     return run.expected_start_time, run.created_by.display_value if run.created_by else None, run.parameters
 
 
 def server_time(response: httpx.Response) -> datetime:
-    """By the server's clock, to the second; by ours if it does not say."""
+    """By the server's clock, to the second; by ours if the answer has no date."""
     with suppress(KeyError, ValueError):
         return parsedate_to_datetime(response.headers["date"])
     return datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Which installation a deployment or a flow run belongs to, and whether that is the one whose database we have."""
+"""The identity of this installation in Prefect: does a deployment or a flow run belong to it?"""
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
@@ -20,10 +20,10 @@ from container_manager.models import Installation
 from .api import PAGE, FlowRunError, is_of_one
 
 NAME_LABEL = "container-manager.name"
-#: Of every deployment, with the installation's name in front.
+#: A tag of every deployment, with the installation's name in front.
 TAG = "container-manager"
 FLOW_NAMES = ("process-queue", "process-jobs", "run-container-job", "purge")
-#: Of our flows, as our deployments name them.
+#: The entrypoints of our flows.
 _ENTRYPOINTS = tuple(f"{__package__}.{name}:{name}" for name in (name.replace("-", "_") for name in FLOW_NAMES))
 
 
@@ -32,18 +32,18 @@ class OtherInstallation(FlowRunError):
 
 
 def labels() -> dict[str, str]:
-    """Those of our deployments. Prefect hands them on to each flow run; a caller may give them to a run, too."""
+    """The labels of our deployments. Prefect copies them to each flow run. A caller can also set them on a run."""
     name = get_settings().NAME
     return {INSTANCE_LABEL: Installation.load().instance_id} | ({NAME_LABEL: name} if name else {})
 
 
 def inline_tag() -> str:
-    """Of our flow runs that have no deployment, so that they are found again: Prefect can't search for labels."""
+    """The tag of our flow runs without a deployment. `purge` finds them by it: Prefect can't filter by labels."""
     return f"{TAG}.{Installation.load().instance_id}"
 
 
 def owner(labels: Mapping[str, Any]) -> str:
-    """The id of the installation that they name; empty if they name none."""
+    """The installation's id in these labels; empty if there is none."""
     return str(labels.get(INSTANCE_LABEL) or "")
 
 
@@ -58,9 +58,9 @@ def describe(labels: Mapping[str, Any]) -> str:
 
 
 def why_not_ours() -> str:
-    """Why this process must not do this flow run, in a sentence; empty if it may. One query.
+    """Why this process must not execute the current flow run, in a sentence; empty if it may. One query.
 
-    A run without a label is anybody's: it was made before its deployment had one, or has no deployment.
+    A run without our label may run: it was created before its deployment had one, or has no deployment.
     """
     context = FlowRunContext.get()
     theirs = context.flow_run.labels if context and context.flow_run else {}
@@ -73,7 +73,7 @@ def why_not_ours() -> str:
 
 
 def our_deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
-    """Those on the server that this installation has registered, under whatever name, or `prefect deploy` for it."""
+    """The deployments that this installation has registered, under any name, and those made by `prefect deploy`."""
     recorded = Installation.load().registration.deployments
     for deployment in _deployments_of_our_flows(client, recorded):
         theirs = deployment.labels or {}
@@ -82,7 +82,7 @@ def our_deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
 
 
 def our_deployment_ids(client: SyncPrefectClient) -> list[UUID]:
-    """Also of those that were deleted, or can't be shown: their runs are still ours."""
+    """Includes deployments that were deleted or that the server can't show: their runs are still ours."""
     recorded = Installation.load().registration.deployments
     foreign = {
         deployment.id
@@ -94,7 +94,7 @@ def our_deployment_ids(client: SyncPrefectClient) -> list[UUID]:
 
 
 def _is_as_ours(deployment: DeploymentResponse) -> bool:
-    """Without a label: as `prefect.yaml` has it. Somebody's own flow may have the name of one of ours, and its tag."""
+    """An unlabelled deployment as in `prefect.yaml`. A user's flow may share a name and a tag with one of ours."""
     return get_settings().named(TAG) in deployment.tags and deployment.entrypoint in _ENTRYPOINTS
 
 
@@ -107,7 +107,7 @@ def _deployments_of_our_flows(client: SyncPrefectClient, recorded: Iterable[str]
     except httpx.HTTPStatusError as e:
         if not is_of_one(e):
             raise
-        # One of them, whosever it is, can't be shown: those that we know of, one by one.
+        # The server can't show one of them. Read the recorded ones, one by one.
         return [deployment for pk in recorded if (deployment := _read(client, UUID(pk)))]
     return found
 
