@@ -110,18 +110,32 @@ def _register(
 
 def check(client: SyncPrefectClient, registered: dict[UUID, Definition]) -> None:
     """Raises `CannotServe` if one was deleted, moved to a work pool, or taken over by another installation."""
-    for deployment_id, definition in registered.items():
+    ids = {definition.full_name: deployment_id for deployment_id, definition in registered.items()}
+    for definition, deployment in _readable(client, registered.values()):
+        if deployment is None or deployment.id != ids[definition.full_name]:
+            raise CannotServe(f"{definition.full_name} was deleted from the Prefect server: start again to serve it")
+        _refuse_foreign(definition, deployment)
+        _refuse_pooled(definition, deployment)
+
+
+def refuse_foreign(client: SyncPrefectClient, definitions: Iterable[Definition]) -> None:
+    """Raises `CannotServe` if one of these names belongs to another installation."""
+    for definition, deployment in _readable(client, definitions):
+        _refuse_foreign(definition, deployment)
+
+
+def _readable(
+    client: SyncPrefectClient, definitions: Iterable[Definition]
+) -> Iterator[tuple[Definition, DeploymentResponse | None]]:
+    """Skips the deployments that the server can't show. Nothing says that they have changed."""
+    for definition in definitions:
         try:
             deployment = _read(client, definition)
         except httpx.HTTPStatusError as e:
             if not is_of_one(e):
                 raise
-            # The server can't show it. Nothing says that it has changed.
-            continue
-        if deployment is None or deployment.id != deployment_id:
-            raise CannotServe(f"{definition.full_name} was deleted from the Prefect server: start again to serve it")
-        _refuse_foreign(definition, deployment)
-        _refuse_pooled(definition, deployment)
+        else:
+            yield definition, deployment
 
 
 def _refuse_missing(client: SyncPrefectClient, pool: str) -> None:
@@ -134,25 +148,12 @@ def _refuse_missing(client: SyncPrefectClient, pool: str) -> None:
         ) from e
 
 
-def refuse_foreign(client: SyncPrefectClient, definitions: Iterable[Definition]) -> None:
-    """`CannotServe` if one of these names is another installation's."""
-    for definition in definitions:
-        try:
-            deployment = _read(client, definition)
-        except httpx.HTTPStatusError as e:
-            if not is_of_one(e):
-                raise
-            # It can't be shown. What registers it says so.
-            continue
-        _refuse_foreign(definition, deployment)
-
-
 def _refuse_foreign(definition: Definition, deployment: DeploymentResponse | None) -> None:
     if deployment is None or not owner(deployment.labels) or is_ours(deployment.labels):
         return
     raise CannotServe(
         f"{definition.full_name} on this Prefect server belongs to another installation, {describe(deployment.labels)}:"
-        " give this one a name of its own, CONTAINER_MANAGER = {'NAME': …}; or, if the other one is no more, take its"
+        " set CONTAINER_MANAGER['NAME'] to give this one a name of its own; or, if the other one is no more, take its"
         " deployments over with --take-over"
     )
 

@@ -8,10 +8,7 @@ from uuid import UUID
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
-from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
 from container_manager.conf import Settings
@@ -21,6 +18,8 @@ from deployments.definitions import SCHEDULE_SLUG, Definition, definitions
 from deployments.registering import register
 from tests.conftest import ROOT, database_url, wait_until
 from tests.integration.conftest import Run, Serve
+
+from .prefect_side import read, runs_of
 
 QUEUE, JOBS = "process-queue/scheduled", "process-jobs/on-demand"
 DEFINITIONS = definitions(Settings())
@@ -33,20 +32,6 @@ on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.fixture
 def pool(run: Run) -> None:
     run("prefect", "work-pool", "create", *POOL)
-
-
-def read(name: str) -> DeploymentResponse | None:
-    with get_client(sync_client=True) as client:
-        try:
-            return client.read_deployment_by_name(name)
-        except ObjectNotFound:
-            return None
-
-
-def runs_of(deployment_id: UUID) -> list[FlowRun]:
-    with get_client(sync_client=True) as client:
-        chosen = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]))
-        return client.read_flow_runs(flow_run_filter=chosen, limit=200)
 
 
 def pause(deployment: DeploymentResponse) -> None:
