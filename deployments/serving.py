@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
+import httpx
 from django.db import connection
 from django.db.utils import Error as DatabaseError
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -43,6 +44,8 @@ _RECONSIDER_SECONDS = 60.0
 _AWAY_SECONDS = 5.0
 #: seconds; of one call to the API.
 REQUEST_SECONDS = 10
+#: The server closes a connection after each answer of 500: what is asked by it next would fail, and is not tried again.
+_NO_REUSE = httpx.Limits(max_connections=16, max_keepalive_connections=0)
 #: seconds; how soon a signal, a run's time and a run's end are noticed.
 _TICK_SECONDS = 0.2
 #: seconds; for what runs when we are told to stop. A pass ends within twenty.
@@ -74,7 +77,7 @@ def serve(
     with (
         _stop_signals() as stop,
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-        get_client(sync_client=True, httpx_settings={"timeout": REQUEST_SECONDS}) as client,
+        get_client(sync_client=True, httpx_settings={"timeout": REQUEST_SECONDS, "limits": _NO_REUSE}) as client,
     ):
         with translated(), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: _START_RETRIES}):
             registered = register(client, allowed(), take_over=take_over)

@@ -126,11 +126,7 @@ def settle(client: SyncPrefectClient, *, create: bool = True, reset: bool = Fals
         if ((row := present.get(tag)) is None and create)
         or (row is not None and (reset or row.limit == known.get(str(row.id), limit)))
     }
-    written = {
-        tag: limit
-        for tag, limit in ours.items()
-        if reset or tag not in present or present[tag].limit != limit
-    }  # fmt: skip
+    written = {tag: limit for tag, limit in ours.items() if reset or tag not in present or present[tag].limit != limit}
     for tag, limit in written.items():
         client.upsert_global_concurrency_limit_by_name(_prefix() + tag, limit)
     if written:

@@ -1,7 +1,8 @@
 """What is on the Prefect server, and what others do there: people, an earlier version, another installation."""
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from container_manager.conf import Settings, get_settings
 from container_manager.models import Installation
 from deployments.definitions import Definition, definitions
 from deployments.registering import register
+from flows.late_runs import ids_of_runs
 
 QUEUE, JOBS = "process-queue/scheduled", "process-jobs/on-demand"
 NEW_JOB, DAILY = "run-container-job/on-demand", "purge/daily"
@@ -163,24 +165,31 @@ def run_now(client: SyncPrefectClient, name: str, at: datetime | None = None, **
     return client.create_flow_run_from_deployment(there(name).id, state=state, **fields).id
 
 
-def create_run(client: SyncPrefectClient, name: str, body: str) -> UUID:
-    """The same by the bare API, with a body that no client would send."""
-    url = f"/deployments/{there(name).id}/create_flow_run"
-    answer = client._client.post(url, content=body.encode(), headers={"Content-Type": "application/json"})
-    answer.raise_for_status()
-    return UUID(answer.json()["id"])
+def create_unreadable_run(client: SyncPrefectClient, name: str, **fields: Any) -> UUID:
+    """One with half a character in its parameters: the server takes it, and can show neither it nor its neighbours."""
+    pk = there(name).id
+    chosen = {"deployment_id": {"any_": [str(pk)]}}
+    known = ids_of_runs(client, chosen)
+    spec = {"image": "busybox", "command": ["echo", "\ud83d"]}
+    # The answer is an error, too.
+    with suppress(httpx.HTTPStatusError):
+        client._client.post(
+            f"/deployments/{pk}/create_flow_run",
+            content=json.dumps({"parameters": {"spec": spec}, **fields}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+    (made,) = set(ids_of_runs(client, chosen)) - set(known)
+    return made
 
 
 @contextmanager
 def poisoned(api: SyncPrefectClient, name: str) -> Iterator[None]:
     """Within, the server answers 500 for everything in which this deployment would be shown."""
-    path, headers = f"/deployments/{there(name).id}", {"Content-Type": "application/json"}
-
-    def write(body: bytes) -> None:
-        api._client.patch(path, content=body, headers=headers).raise_for_status()
-
-    write(rb'{"enforce_parameter_schema": false, "parameters": {"a": "\ud83d"}}')
+    schedule_id = add_schedule(api, name, nightly(), active=False)
+    path = f"/deployments/{there(name).id}/schedules/{schedule_id}"
+    poison = rb'{"parameters": {"a": "\ud83d"}}'
+    api._client.patch(path, content=poison, headers={"Content-Type": "application/json"}).raise_for_status()
     try:
         yield
     finally:
-        write(b'{"enforce_parameter_schema": true, "parameters": {}}')
+        api._client.delete(path).raise_for_status()

@@ -11,6 +11,8 @@ from uuid import UUID
 
 import docker
 import pytest
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
@@ -18,9 +20,13 @@ from prefect.client.schemas.sorting import LogSort
 
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import queue_manager
+from flows import limits
+from flows.limits import settle
 from flows.process_queue import process_queue
 from tests.conftest import ROOT, database_url, wait_until
 from tests.integration.conftest import Run, Serve, flow_runs_of
+
+from .prefect_side import another_installation
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
@@ -39,6 +45,114 @@ def set_limit(tag: str, limit: int) -> None:
 def holders(tag: str) -> list[UUID]:
     with get_client(sync_client=True) as client:
         return client.read_concurrency_limit_by_tag(tag).active_slots
+
+
+def limits_of(client: SyncPrefectClient) -> dict[str, int]:
+    return {row.name.removeprefix("tag:"): row.limit for row in client.read_global_concurrency_limits(limit=200)}
+
+
+@on_sqlite
+def test_a_limit_that_nobody_has_set_follows_the_hosts_slots(database: str, api: SyncPrefectClient) -> None:
+    settle(api)
+    seen = [limits_of(api)]
+    for name in ("one", "two"):
+        DockerHost.objects.create(name=name, base_url="unix:///nowhere", max_concurrent_jobs=8)
+        settle(api, create=False)
+        seen.append(limits_of(api))
+    set_limit("container-job", 5)
+    DockerHost.objects.filter(name="two").delete()
+    settle(api)
+    seen.append(limits_of(api))
+    settle(api, reset=True)
+    seen.append(limits_of(api))
+
+    assert seen == [{"container-job": limit, "container-launch": 2} for limit in (1, 8, 16, 5, 8)]
+
+
+@on_sqlite
+@pytest.mark.parametrize("limit", [3, 100])
+def test_a_limit_that_was_set_before_anything_was_on_record_stays(
+    database: str, api: SyncPrefectClient, limit: int
+) -> None:
+    set_limit("container-job", limit)
+    set_limit("container-launch", 9)
+    DockerHost.objects.create(name="one", base_url="unix:///nowhere", max_concurrent_jobs=8)
+    settle(api)
+    DockerHost.objects.update(max_concurrent_jobs=9)
+    settle(api)
+
+    assert limits_of(api) == {"container-job": limit, "container-launch": 9}
+
+
+@on_sqlite
+def test_a_limit_that_somebody_has_removed_is_made_again_only_at_a_start(database: str, api: SyncPrefectClient) -> None:
+    settle(api)
+    api.delete_global_concurrency_limit_by_name("tag:container-job")
+    settle(api, create=False)
+    meanwhile = limits_of(api)
+    settle(api)
+
+    assert (meanwhile, limits_of(api)) == (
+        {"container-launch": 2},
+        {"container-job": 1, "container-launch": 2},
+    )
+
+
+@on_sqlite
+def test_the_limits_of_another_installation_are_left_alone(
+    database: str, api: SyncPrefectClient, settings: Any
+) -> None:
+    settle(api)
+    with another_installation():
+        settings.CONTAINER_MANAGER = {"NAME": "staging"}
+        DockerHost.objects.create(name="one", base_url="unix:///nowhere", max_concurrent_jobs=8)
+        settle(api, reset=True)
+        theirs = limits.read_rows(api)
+
+    assert {tag: row.limit for tag, row in theirs.items()} == {"container-job": 8, "container-launch": 2}
+    assert {"container-job": 1, "container-launch": 2}.items() <= limits_of(api).items()
+
+
+@on_sqlite
+def test_what_limits_a_named_installation_is_told_by_its_own_tag(
+    docker_host: DockerHost, api: SyncPrefectClient, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER = {"NAME": "staging"}
+    set_limit("staging.container-job", 3)
+    set_limit("container-job", 1)
+    queue(4, command=["sleep", "600"])
+    launched = process_queue(return_state=True).message.splitlines()[0]
+    waits = process_queue(return_state=True).message.splitlines()[0]
+
+    assert launched.startswith("launched 3")
+    assert "limit reached: tag staging.container-job, 3 of 3" in (waits + launched)
+    assert {artifact.key for artifact in api.read_artifacts()} >= {"staging-container-queue"}
+
+
+@task(tags=["container-launch"], cache_policy=NO_CACHE)
+def somebody_elses() -> dict[str, int]:
+    """It has the tag of our launches, and takes longer than one of them."""
+    with get_client(sync_client=True) as client:
+        row = limits.read_rows(client)["container-launch"]
+        return {
+            "freed": limits.free_leaked(client, row),
+            "taken": limits.read_rows(client)["container-launch"].active_slots,
+        }
+
+
+@flow
+def of_somebody_else() -> dict[str, int]:
+    return somebody_elses()
+
+
+@on_sqlite
+def test_a_task_of_somebody_elses_that_has_our_tag_keeps_its_slot(
+    database: str, api: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_limit("container-launch", 1)
+    monkeypatch.setattr(limits, "LAUNCH_SECONDS", 0)
+
+    assert of_somebody_else() == {"freed": 0, "taken": 1}
 
 
 def status_of(job: ContainerJob) -> str:

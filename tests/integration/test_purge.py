@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from django.utils.timezone import now
 from prefect import flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, LogCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import State
@@ -19,11 +19,15 @@ from container_manager.containers import INSTANCE_LABEL, JOB_LABEL
 from container_manager.models import ContainerJob, DockerHost, Installation, JobAttempt, Reason, Status
 from container_manager.purging import BATCH
 from container_manager.queue import QueueManager
+from flows.identity import inline_tag
+from flows.late_runs import ids_of_runs
 from flows.process_jobs import process_jobs
 from flows.process_queue import process_queue
 from flows.purge import purge
 from flows.run_container_job import run_container_job
-from tests.conftest import PrefectServer, database_url, wait_until
+from tests.conftest import database_url, wait_until
+
+from .prefect_side import DAILY, NAMES, NEW_JOB, QUEUE, another_installation, create_unreadable_run, registered, there
 
 on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -191,9 +195,21 @@ def somebody_elses() -> None:
     """Not ours to delete."""
 
 
-def record(client: SyncPrefectClient, of: Any, state: State, *, with_artifact: bool = False) -> UUID:
-    """A flow run as it is when it is over, with what it leaves."""
-    run_id = client.create_flow_run(of, state=state).id
+def record(
+    client: SyncPrefectClient,
+    of: Any,
+    state: State,
+    *,
+    deployment: str = "",
+    inline: bool = True,
+    with_artifact: bool = False,
+) -> UUID:
+    """A flow run as it is when it is over, with what it leaves; `inline`: the command's own, if of no deployment."""
+    if deployment:
+        parameters = {"spec": {"image": "busybox"}} if deployment == NEW_JOB else {}
+        run_id = client.create_flow_run_from_deployment(there(deployment).id, state=state, parameters=parameters).id
+    else:
+        run_id = client.create_flow_run(of, state=state, tags=[inline_tag()] if inline else ["container-manager"]).id
     client.create_logs([LogCreate(name="test", level=20, message="text", timestamp=now(), flow_run_id=run_id)])
     if with_artifact:
         client.create_artifact(ArtifactCreate(key="container-queue", type="table", data="[]", flow_run_id=run_id))
@@ -212,7 +228,7 @@ def left_of(client: SyncPrefectClient, run_ids: list[UUID]) -> tuple[int, int]:
 
 def record_idle(client: SyncPrefectClient, count: int) -> list[UUID]:
     """As many passes of a deployment that had nothing to do, with a log and every hundredth with an artifact."""
-    deployment_id = process_queue.to_deployment(name="test").apply()
+    deployment_id = registered(client)[QUEUE]
     run_ids: list[UUID] = []
     while len(run_ids) < count:
         path = f"/deployments/{deployment_id}/create_flow_run/bulk"
@@ -224,64 +240,121 @@ def record_idle(client: SyncPrefectClient, count: int) -> list[UUID]:
         client.create_artifact(ArtifactCreate(key="container-queue", type="table", data="[]", flow_run_id=run_id))
     logs = [LogCreate(name="test", level=20, message="text", timestamp=now(), flow_run_id=run) for run in run_ids]
     client.create_logs(logs)
-    client.delete_deployment(deployment_id)
     return run_ids
 
 
 @on_sqlite
 def test_flow_runs_that_had_nothing_to_do_go_and_leave_nothing(
-    database: str, prefect_api: PrefectServer, settings: Any
+    database: str, api: SyncPrefectClient, settings: Any
 ) -> None:
     settings.CONTAINER_MANAGER = {"KEEP_IDLE_RUNS_DAYS": 0}
-    # Those of other tests.
-    purge()
-    with get_client(sync_client=True) as client:
-        idle = record_idle(client, 300)
-        kept = [
-            record(client, process_queue, Completed(), with_artifact=True),
-            record(client, process_queue, Running(name="Idle")),
-            record(client, somebody_elses, Completed(name="Idle")),
-        ]
+    idle = record_idle(api, 300)
+    kept = [
+        record(api, process_queue, Completed(), deployment=QUEUE, with_artifact=True),
+        record(api, process_queue, Running(name="Idle"), deployment=QUEUE),
+        record(api, somebody_elses, Completed(name="Idle")),
+    ]
 
-        # A server that is slow may have made some of them twice.
-        count = purge(dry_run=True).idle_runs
+    # A server that is slow may have made some of them twice.
+    count = purge(dry_run=True).idle_runs
 
-        state = purge(return_state=True)
+    state = purge(return_state=True)
 
-        assert count >= 300
-        assert (state.result().idle_runs, state.result().runs, state.result().artifacts) == (count, 0, 3)
-        assert state.message.splitlines()[0] == f"removed {count} idle flow runs, 3 artifacts"
-        # Their logs go in the background.
-        wait_until(lambda: left_of(client, idle) == (0, 0))
-        assert left_of(client, kept) == (3, 3)
-        assert {artifact.flow_run_id for artifact in client.read_artifacts()} & {*idle, *kept} == {kept[0]}
+    assert count >= 300
+    assert (state.result().idle_runs, state.result().runs, state.result().artifacts) == (count, 0, 3)
+    assert state.message.splitlines()[0] == f"removed {count} idle flow runs, 3 artifacts"
+    # Their logs go in the background.
+    wait_until(lambda: left_of(api, idle) == (0, 0))
+    assert left_of(api, kept) == (3, 3)
+    assert {artifact.flow_run_id for artifact in api.read_artifacts()} & {*idle, *kept} == {kept[0]}
+
+
+def ended(client: SyncPrefectClient, **fields: Any) -> list[UUID]:
+    return [
+        record(client, of, state, **{key: names[of.name] for key, names in fields.items()})
+        for of in (process_queue, process_jobs, run_container_job)
+        for state in (Completed(), Failed(), Crashed(), Cancelled())
+    ]
 
 
 @on_sqlite
-def test_all_flow_runs_of_ours_go_in_the_end(database: str, prefect_api: PrefectServer, settings: Any) -> None:
+def test_all_flow_runs_of_ours_go_in_the_end(database: str, api: SyncPrefectClient, settings: Any) -> None:
     settings.CONTAINER_MANAGER = {"KEEP_RUNS_DAYS": 0}
-    with get_client(sync_client=True) as client:
-        ours = [
-            record(client, of, state)
-            for of in (process_queue, process_jobs, run_container_job)
-            for state in (Completed(), Failed(), Crashed(), Cancelled())
-        ]
-        kept = [record(client, run_container_job, Running()), record(client, somebody_elses, Completed())]
+    registered(api)
+    names = {name.partition("/")[0]: name for name in NAMES}
+    ours = [*ended(api), *ended(api, deployment=names)]
+    # What the API can't show is no less ours.
+    ours.append(create_unreadable_run(api, NEW_JOB, state={"type": "FAILED"}))
+    deleted = record(api, purge, Completed(), deployment=DAILY)
+    api.delete_deployment(there(DAILY).id)
+    kept = [record(api, run_container_job, Running()), record(api, run_container_job, Running(), deployment=NEW_JOB)]
 
-        counted = purge(dry_run=True)
-        before = left_of(client, ours)
-        removed = purge()
+    counted = purge(dry_run=True)
+    removed = purge()
 
-        assert (before, left_of(client, ours)[0], left_of(client, kept)[0]) == ((12, 12), 0, 2)
-        # The run that has counted them is one more.
-        assert (counted.dry_run, counted.runs >= 12, removed.runs) == (True, True, counted.runs + 1)
+    assert (counted.dry_run, counted.runs, removed.runs) == (True, len(ours) + 1, len(ours) + 1)
+    assert ids_of_runs(api, {"id": {"any_": [str(run_id) for run_id in (*ours, deleted)]}}) == []
+    assert left_of(api, kept)[0] == 2
 
 
 @on_sqlite
-def test_flow_runs_are_kept_for_as_long_as_the_settings_say(database: str, prefect_api: PrefectServer) -> None:
-    with get_client(sync_client=True) as client:
-        young = [record(client, process_queue, Completed(name="Idle")), record(client, process_queue, Failed())]
+def test_flow_runs_of_a_deployment_under_an_earlier_name_go_too(
+    database: str, api: SyncPrefectClient, settings: Any
+) -> None:
+    registered(api)
+    old = record(api, process_queue, Completed(), deployment=QUEUE)
+    settings.CONTAINER_MANAGER = {"NAME": "staging", "KEEP_RUNS_DAYS": 0}
+    registered(api)
 
-        report = purge()
+    report = purge()
 
-        assert (report.idle_runs, report.runs, left_of(client, young)) == (0, 0, (2, 2))
+    assert (report.runs, left_of(api, [old])[0]) == (1, 0)
+
+
+@flow(name="purge")
+def somebody_elses_purge() -> None:
+    """Called as ours is."""
+
+
+@flow(name="somebodys-night")
+def somebodys_night() -> State:
+    return run_container_job({"image": "busybox", "command": ["true"], "host": "nowhere"}, return_state=True)
+
+
+@on_sqlite
+def test_flow_runs_of_others_stay_whatever_they_are_called(
+    database: str, api: SyncPrefectClient, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER = {"KEEP_RUNS_DAYS": 0, "KEEP_IDLE_RUNS_DAYS": 0}
+    with another_installation():
+        registered(api)
+        theirs = [record(api, process_queue, Completed(name="Idle"), deployment=QUEUE), record(api, purge, Failed())]
+    own_flow = api.create_flow_from_name("purge")
+    own = [api.create_deployment(own_flow, name, tags=tags) for name, tags in (("a", []), ("b", ["container-manager"]))]
+    peoples = [
+        *(api.create_flow_run_from_deployment(deployment, state=Completed()).id for deployment in own),
+        record(api, somebody_elses_purge, Completed(), inline=False),
+        record(api, process_queue, Completed(name="Idle"), inline=False),
+    ]
+    somebodys_night(return_state=True)
+    inner = [run.id for run in api.read_flow_runs(limit=200) if run.parent_task_run_id]
+
+    report = purge()
+
+    assert (report.runs, report.idle_runs) == (0, 0)
+    kept = [*theirs, *peoples, *inner]
+    assert inner
+    assert left_of(api, kept)[0] == len(kept)
+
+
+@on_sqlite
+def test_flow_runs_are_kept_for_as_long_as_the_settings_say(database: str, api: SyncPrefectClient) -> None:
+    registered(api)
+    young = [
+        record(api, process_queue, Completed(name="Idle"), deployment=QUEUE),
+        record(api, process_queue, Failed()),
+    ]
+
+    report = purge()
+
+    assert (report.idle_runs, report.runs, left_of(api, young)) == (0, 0, (2, 2))
