@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Pending, Scheduled
 
 from flows.late_runs import AUTO_SCHEDULED, delete_late_runs
+from tests.conftest import PrefectServer
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
@@ -32,7 +33,7 @@ class BeginsOneMeanwhile:
         return page
 
 
-def test_a_run_that_is_begun_between_the_look_and_the_deletion_stays(database: str, prefect_api: str) -> None:
+def test_a_run_that_is_begun_between_the_look_and_the_deletion_stays(database: str, prefect_api: PrefectServer) -> None:
     with get_client(sync_client=True) as client:
         deployment_id = client.create_deployment(client.create_flow_from_name("process-queue"), "late")
         due = datetime.now(UTC) - timedelta(minutes=5)
