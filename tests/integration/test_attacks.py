@@ -1,8 +1,6 @@
 """Who can write to the Prefect API has nothing run here but our flows: what a run loads is known to who serves it."""
 
 import gc
-import json
-import pickle
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.filesystems import LocalFileSystem
+from prefect.results import ResultRecord, ResultRecordMetadata
+from prefect.serializers import PickleSerializer
 
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import QueueManager
@@ -77,15 +77,13 @@ def test_a_result_that_is_planted_in_a_run_or_at_the_server_is_never_read(
     loot, store = tmp_path / "loot", tmp_path / "store"
     store.mkdir()
     block_id = LocalFileSystem(basepath=str(store)).save(f"planted-{name.partition('/')[0]}", overwrite=True)
-    result = {"metadata": {"serializer": {"type": "pickle"}, "storage_key": "planted"}}
-    packed = pickle.dumps(Attack(loot))
-    (store / "planted").write_text(json.dumps(result | {"result": packed.hex()}))
+    metadata = ResultRecordMetadata(
+        serializer=PickleSerializer(), storage_key="planted", storage_block_id=block_id, expiration=None
+    )
+    (store / "planted").write_bytes(ResultRecord(result=Attack(loot), metadata=metadata).serialize())
     registered(api)
     run = run_now(api, name)
-    data = {
-        "type": "reference", "storage_block_id": str(block_id), "storage_key": "planted", "serializer_type": "pickle",
-    }  # fmt: skip
-    body = {"state": {"type": "COMPLETED", "data": data}, "force": True}
+    body = {"state": {"type": "COMPLETED", "data": metadata.model_dump(mode="json")}, "force": True}
     api.request("PUT", "/admin/storage", json={"default_result_storage_block_id": str(block_id)})
     try:
         api.request("POST", "/flow_runs/{id}/set_state", path_params={"id": run}, json=body)
