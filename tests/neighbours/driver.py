@@ -52,9 +52,9 @@ def run(plan: Plan) -> list[str]:
     with ExitStack() as stack:
         place = stack.enter_context(_place(plan))
         watched = [stack.enter_context(_watched(place, site)) for site in (*_sites(place), place.third)]
+        _set_up(place)
         began = time.monotonic()
         place.load_until = began + plan.seconds
-        _set_up(place)
         _play(place, [*people.everybody(place), purges.purging(place)])
         _play(place, [_coming_to_rest(place)])
         seconds = time.monotonic() - began

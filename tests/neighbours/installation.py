@@ -22,7 +22,6 @@ from tests.conftest import ROOT, as_default
 SETTINGS = {
     "POLL_INTERVAL_SECONDS": 10,
     "WORK_SECONDS": 8,
-    "JOB_RUNS": 2,
     "LEASE_SECONDS": 12,
     "DOCKER_TIMEOUT_SECONDS": 4,
     "STOP_GRACE_SECONDS": 1,

@@ -20,6 +20,8 @@ from .stranger import Stranger
 
 #: seconds; between two looks of one who waits.
 _LOOK_SECONDS = 0.7
+#: What the names of jobs begin with that never ran, and are old from the start.
+OLD = "old."
 #: What a person does: a generator that yields whenever it waits, so that one thread plays them all.
 Person = Iterator[None]
 

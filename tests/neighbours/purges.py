@@ -13,11 +13,9 @@ from container_manager.models import ContainerJob, JobAttempt, Reason, Status
 from tests.fuzz.watching import containers
 
 from .people import PATIENCE
-from .place import Home, Person, Place, pause, waited
+from .place import OLD, Home, Person, Place, pause, waited
 
 _DAYS = 365
-#: What the names of jobs that never ran begin with.
-OLD = "old."
 _PER_ROUND = 3
 
 

@@ -11,8 +11,7 @@ from container_manager.models import ContainerJob, JobAttempt, Status
 from tests.fuzz import verdict as fuzz
 from tests.fuzz.watching import Events
 
-from .place import Home, Place
-from .purges import OLD
+from .place import OLD, Home, Place
 
 #: seconds; for how long after a change of a limit a container may be started that was claimed under the old one.
 LAG_SECONDS = 12.0
