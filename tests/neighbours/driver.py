@@ -11,7 +11,6 @@ from pathlib import Path
 import docker
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from container_manager.models import ENDED, ContainerJob
 from tests.acceptance.conftest import environment, new_database
@@ -28,7 +27,6 @@ from .runs import Runs
 from .stranger import Stranger
 from .verdict import Records, cells, judge, left_behind
 
-AUTH = "operator:only-for-this-run"
 _TICK_SECONDS = 0.3
 #: seconds; between two looks at all flow runs.
 _LOOK_SECONDS = 10.0
@@ -82,9 +80,8 @@ def _place(plan: Plan) -> Iterator[Place]:
         server = PrefectServer(plan.folder, _server_environment(databases["prefect"]))
         stack.callback(server.stop)
         server.start()
-        plain, staging, third = stack.enter_context(_installed(plan, databases, server.url))
-        settings = {PREFECT_API_URL: server.url, PREFECT_API_AUTH_STRING: AUTH}
-        stack.enter_context(temporary_settings(settings))
+        plain, staging, third = stack.enter_context(_installed(plan, databases, server))
+        stack.enter_context(server.used())
         api = stack.enter_context(get_client(sync_client=True))
         draw = random.Random(plan.seed)
         runs = Runs(api, databases["prefect"])
@@ -97,13 +94,12 @@ def _place(plan: Plan) -> Iterator[Place]:
 
 
 @contextmanager
-def _installed(plan: Plan, databases: Mapping[str, str], api_url: str) -> Iterator[list[Neighbour]]:
+def _installed(plan: Plan, databases: Mapping[str, str], server: PrefectServer) -> Iterator[list[Neighbour]]:
     """Two that can share a server, and a third that can't, for want of a name."""
     folder = plan.folder / "sites"
     folder.mkdir()
     env = environment(
-        PREFECT_API_URL=api_url,
-        PREFECT_API_AUTH_STRING=AUTH,
+        **server.client,
         PREFECT_HOME=str(plan.folder),
         PREFECT_FLOWS='{"heartbeat_frequency": null}',
     )
@@ -123,7 +119,6 @@ def _serve(*sites: Neighbour) -> None:
 def _server_environment(database: str) -> dict[str, str]:
     return environment(
         **TAG_SLOTS,
-        PREFECT_SERVER_API_AUTH_STRING=AUTH,
         PREFECT_SERVER_DATABASE_CONNECTION_URL=database.replace("postgres:", "postgresql+asyncpg:", 1),
         # A schedule of ten seconds needs no thousand of runs made ahead, and one that was resumed goes on soon.
         PREFECT_SERVER_SERVICES_SCHEDULER_MAX_RUNS="10",
