@@ -26,6 +26,7 @@ from prefect.states import Cancelled, Crashed, Pending, Scheduled
 from prefect.utilities.engine import propose_state_sync
 
 from flows.api import detail_of, is_of_one
+from flows.late_runs import ids_of_runs
 from flows.own_run import RESCHEDULED
 
 from .forking import FlowRunProcess
@@ -97,13 +98,8 @@ class FlowRunner:
     def stop_cancelled(self, client: SyncPrefectClient) -> None:
         if not self._children:
             return
-        for run in client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                id=FlowRunFilterId(any_=list(self._children)),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
-            )
-        ):
-            child = self._children[run.id]
+        for flow_run_id in _cancelling(client, list(self._children)):
+            child = self._children[flow_run_id]
             if child.kill_at is None:
                 child.kill_at = time.monotonic() + _GRACE_SECONDS
                 child.process.terminate()
@@ -178,6 +174,20 @@ class FlowRunner:
                 self._ended.append(self._children.pop(flow_run_id))
             elif child.kill_at is not None and time.monotonic() >= child.kill_at:
                 child.process.kill()
+
+
+def _cancelling(client: SyncPrefectClient, flow_run_ids: list[UUID]) -> list[UUID]:
+    """Those that are to be cancelled, even if the API can't show one of them."""
+    chosen = FlowRunFilter(
+        id=FlowRunFilterId(any_=flow_run_ids),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
+    )
+    try:
+        return [run.id for run in client.read_flow_runs(flow_run_filter=chosen)]
+    except httpx.HTTPStatusError as e:
+        if not is_of_one(e):
+            raise
+        return ids_of_runs(client, chosen.model_dump(mode="json"))
 
 
 def start_time(run: FlowRunResponse) -> datetime:

@@ -19,7 +19,7 @@ from prefect.client.schemas.responses import FlowRunResponse
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from container_manager.conf import get_settings
-from flows.api import FlowRunError, child_environment, translated
+from flows.api import FlowRunError, child_environment, detail_of, is_of_one, translated
 from flows.limits import settle
 
 from . import forking
@@ -134,6 +134,7 @@ class _Service:
         self._look_at = self._check_at = time.monotonic()
         self._reconsider_at = time.monotonic() + _RECONSIDER_SECONDS
         self._failures = 0
+        self._told: set[str] = set()
 
     def go_on(self) -> None:
         """A short step. An API that is away is told once, and asked again. `CannotServe` if this can never work."""
@@ -164,10 +165,24 @@ class _Service:
         elif time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + CHECK_SECONDS
             self._check()
-        if is_time_to_look:
-            self._look()
-        for runner in self._runners.values():
-            runner.go_on(self._client)
+        for name, runner in self._runners.items():
+            with self._for_itself(name):
+                if is_time_to_look:
+                    self._look(name, runner)
+                runner.go_on(self._client)
+
+    @contextmanager
+    def _for_itself(self, runner: str) -> Iterator[None]:
+        """An answer of 500 to something that one runner asks does not stop the other one. It is reported once."""
+        try:
+            yield
+        except httpx.HTTPStatusError as e:
+            if not is_of_one(e):
+                raise
+            line = f"runner {runner}: the Prefect API answers HTTP {e.response.status_code}: {detail_of(e.response)}"
+            if line not in self._told:
+                logger.warning("%s", line)
+            self._told.add(line)
 
     def stop(self) -> None:
         """Ask what runs to end, wait for it, and tell how it ended if there is somebody to tell it to."""
@@ -232,12 +247,11 @@ class _Service:
         if self._failures == 2:
             logger.warning("%s; it is asked again, and what runs goes on", error)
 
-    def _look(self) -> None:
-        for name, runner in self._runners.items():
-            ids = [pk for pk, definition in self._served.items() if definition.runner == name]
-            due = [run for pk in ids for run in self._due[pk].find(self._client)]
-            if any(run.work_queue_id for run in due):
-                # A worker's, or left over from the time when there was one.
-                check(self._client, self._registered)
-            runner.offer(due)
-            runner.stop_cancelled(self._client)
+    def _look(self, name: str, runner: FlowRunner) -> None:
+        ids = [pk for pk, definition in self._served.items() if definition.runner == name]
+        due = [run for pk in ids for run in self._due[pk].find(self._client)]
+        if any(run.work_queue_id for run in due):
+            # A worker's, or left over from the time when there was one.
+            check(self._client, self._registered)
+        runner.offer(due)
+        runner.stop_cancelled(self._client)
