@@ -24,16 +24,23 @@ _ONE_BY_ONE_SECONDS = 10.0
 
 
 class DueRuns:
-    """Of one deployment."""
+    """Of one deployment. `until`: another one has taken its place then, and has the later runs of its schedules."""
 
-    def __init__(self, deployment_id: UUID, definition: Definition) -> None:
-        self._id, self._definition = deployment_id, definition
+    def __init__(self, deployment_id: UUID, definition: Definition, *, until: datetime | None = None) -> None:
+        self._id, self._definition, self._until = deployment_id, definition, until
         self._told = ""
         self._look_again_at = 0.0
         self._readable: list[FlowRunResponse] = []
 
     def find(self, client: SyncPrefectClient) -> list[FlowRunResponse]:
         """What is due, now or soon. Of our own schedule's runs only the last that is due: downtime piles nothing up."""
+        return [run for run in self._find(client) if not self._is_too_late(run)]
+
+    def _is_too_late(self, run: FlowRunResponse) -> bool:
+        """Prefect's scheduler may make some just when a deployment is paused."""
+        return self._until is not None and run.auto_scheduled and start_time(run) > self._until
+
+    def _find(self, client: SyncPrefectClient) -> list[FlowRunResponse]:
         if time.monotonic() < self._look_again_at:
             return self._readable
         try:

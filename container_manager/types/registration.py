@@ -1,5 +1,6 @@
 """What an installation has written to a Prefect server, kept so that it can tell its own values from people's."""
 
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +28,7 @@ class DeploymentRecord(_Record):
     tags: tuple[str, ...] = ()
     #: By us: another one has taken its place.
     is_paused: bool = False
+    replaced_at: datetime | None = None
     #: The ids of the schedules that it had then.
     left_schedules: tuple[str, ...] = ()
     schedule: ScheduleRecord | None = None
