@@ -24,16 +24,26 @@ _ONE_BY_ONE_SECONDS = 10.0
 
 
 class DueRuns:
-    """The due runs of one deployment."""
+    """The due runs of one deployment.
 
-    def __init__(self, deployment_id: UUID, definition: Definition) -> None:
-        self._id, self._definition = deployment_id, definition
+    `until`: when another deployment took its place. Later runs of its schedules are left to that one.
+    """
+
+    def __init__(self, deployment_id: UUID, definition: Definition, *, until: datetime | None = None) -> None:
+        self._id, self._definition, self._until = deployment_id, definition, until
         self._told = ""
         self._look_again_at = 0.0
         self._readable: list[FlowRunResponse] = []
 
     def find(self, client: SyncPrefectClient) -> list[FlowRunResponse]:
         """The runs that are due now or soon. Of our own schedule's missed runs only the last one is kept."""
+        return [run for run in self._find(client) if not self._is_too_late(run)]
+
+    def _is_too_late(self, run: FlowRunResponse) -> bool:
+        """Prefect's scheduler can add runs just as a deployment is being paused."""
+        return self._until is not None and run.auto_scheduled and start_time(run) > self._until
+
+    def _find(self, client: SyncPrefectClient) -> list[FlowRunResponse]:
         if time.monotonic() < self._look_again_at:
             return self._readable
         try:

@@ -4,6 +4,7 @@ The new deployment takes over people's schedules and changes. The old one is pau
 were waiting there are still executed.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -46,16 +47,21 @@ def take_the_place(client: SyncPrefectClient, new: DeploymentResponse, old: Depl
     # The endpoint for pausing would also delete runs that are due.
     client.request("PATCH", "/deployments/{id}", path_params={"id": old.id}, json={"paused": True})
     record = recorded.get(str(old.id), DeploymentRecord(name=f"{_flow_name(recorded, new)}/{old.name}"))
-    left = {"is_paused": True, "left_schedules": tuple(str(schedule.id) for schedule in old.schedules)}
+    left = {
+        "is_paused": True,
+        "replaced_at": datetime.now(UTC),
+        "left_schedules": tuple(str(schedule.id) for schedule in old.schedules),
+    }
     Installation.keep_registration(deployments={str(old.id): record.model_copy(update=left)})
 
 
-def replaced(registered: dict[UUID, Definition]) -> dict[UUID, Definition]:
-    """The deployments that these have replaced. Runs may still be waiting there."""
-    found: dict[UUID, Definition] = {}
+def replaced(registered: dict[UUID, Definition]) -> dict[UUID, tuple[Definition, datetime | None]]:
+    """The deployments that these have replaced, and when. Runs may still be waiting there."""
+    found: dict[UUID, tuple[Definition, datetime | None]] = {}
     for pk, record in Installation.load().registration.deployments.items():
         if UUID(pk) not in registered and record.is_paused:
-            found |= {UUID(pk): ours for ours in registered.values() if _is_of_same_flow(record, ours)}
+            of_same_flow = [ours for ours in registered.values() if _is_of_same_flow(record, ours)]
+            found |= {UUID(pk): (ours, record.replaced_at) for ours in of_same_flow}
     return found
 
 

@@ -198,8 +198,11 @@ class _Service:
 
     def _take(self, registered: dict[UUID, Definition]) -> None:
         self._registered = registered
-        self._served = registered | replaced(registered)
-        self._due = {pk: DueRuns(pk, definition) for pk, definition in self._served.items()}
+        before = replaced(registered)
+        self._served = registered | {pk: definition for pk, (definition, _) in before.items()}
+        self._due = {pk: DueRuns(pk, definition) for pk, definition in registered.items()} | {
+            pk: DueRuns(pk, definition, until=until) for pk, (definition, until) in before.items()
+        }
 
     def _entrypoint_of(self, run: FlowRunResponse) -> str | None:
         definition = self._served.get(run.deployment_id) if run.deployment_id else None

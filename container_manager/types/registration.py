@@ -1,5 +1,6 @@
 """Records of the values written to a Prefect server. They tell our own values from those that people have set."""
 
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +28,7 @@ class DeploymentRecord(_Record):
     tags: tuple[str, ...] = ()
     #: By us: another one has taken its place.
     is_paused: bool = False
+    replaced_at: datetime | None = None
     #: The ids of the schedules that it had then.
     left_schedules: tuple[str, ...] = ()
     schedule: ScheduleRecord | None = None

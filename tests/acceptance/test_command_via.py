@@ -10,7 +10,7 @@ from django.db import connection
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 
-from container_manager.models import Status
+from container_manager.models import ContainerJob, Installation, Status
 from tests.conftest import ROOT, PrefectServer, wait_until
 
 from .conftest import Running, Site, answering, environment, objects, unanswered
@@ -186,6 +186,38 @@ def test_a_failing_flow_run_is_reported_once_per_change_of_state_and_never_ends_
     }  # fmt: skip
     assert error["job_id"] is None
     assert error["error"].startswith(f"flow run {runs[1]['flow_run_id']} ended as Failed: ")
+
+
+@pytest.mark.parametrize("arguments", [ONCE, BY_DEPLOYMENT, ("--job-id=1",), ("--job-id=1", "--via=deployment")])
+def test_a_deployment_of_another_installation_is_refused_before_anything_is_triggered(
+    site_with_api: Site, api: SyncPrefectClient, arguments: tuple[str, ...]
+) -> None:
+    site_with_api.queue("true")
+    ours = Installation.load().instance_id
+    flow_id = str(api.create_flow_from_name("process-queue"))
+    labels = {"container-manager.instance": "feedc0de", "container-manager.name": "prod"}
+    api.request("POST", "/deployments/", json={"name": "another's", "flow_id": flow_id, "labels": labels})
+
+    result = site_with_api.run(*arguments, **using("process-queue/another's"))
+
+    (line,) = [line for line in result.stderr.splitlines() if "belongs to installation" in line]
+    assert (
+        f"deployment process-queue/another's belongs to installation feedc0de (prod), and the database here to {ours}"
+        in line
+    )
+    assert (result.returncode, runs_of(api, "process-queue/another's")) == (1, [])
+    assert list(ContainerJob.objects.values_list("status", "attempt")) == [(Status.QUEUED, 0)]
+
+
+def test_inline_needs_no_deployment_whosever_there_is(site_with_api: Site, api: SyncPrefectClient) -> None:
+    site_with_api.queue("true")
+    flow_id = str(api.create_flow_from_name("process-queue"))
+    labels = {"container-manager.instance": "feedc0de"}
+    api.request("POST", "/deployments/", json={"name": "another's", "flow_id": flow_id, "labels": labels})
+
+    result = site_with_api.run(*ONCE, "--via=inline", **using("process-queue/another's"))
+
+    assert (result.returncode, "Processed queue: launched 1 jobs" in result.stdout) == (0, True), result.stderr
 
 
 def test_a_missing_deployment_is_named(site_with_api: Site) -> None:

@@ -164,10 +164,10 @@ def environment(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[dict[str
 
 @pytest.fixture
 def run(environment: dict[str, str]) -> Run:
-    def run(*arguments: str, **changes: str) -> "subprocess.CompletedProcess[str]":
+    def run(*arguments: str, folder: Path = ROOT, **changes: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-m", *arguments],
-            cwd=ROOT, env=environment | changes, capture_output=True, text=True, check=False,
+            cwd=folder, env=environment | changes, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
     return run

@@ -116,8 +116,8 @@ def test_the_deployments_move_to_a_work_pool_and_back_and_stay_the_same_ones(
 
 
 @on_sqlite
-def test_a_worker_runs_what_was_deployed_and_of_what_was_missed_only_the_last(
-    docker_host: DockerHost, manager: QueueManager, pool: None, run: Run
+def test_a_worker_elsewhere_runs_what_was_deployed_and_of_what_was_missed_only_the_last(
+    docker_host: DockerHost, manager: QueueManager, pool: None, run: Run, tmp_path: Path
 ) -> None:
     run("prefect", "--no-prompt", "deploy", "--all")
     deployment = read(QUEUE)
@@ -128,9 +128,12 @@ def test_a_worker_runs_what_was_deployed_and_of_what_was_missed_only_the_last(
     worker = run(
         *("prefect", "worker", "start", "--pool", "container-manager", "--run-once", "--work-queue", "queue"),
         *("--limit", "1"),
+        # On another machine the folder of whoever deployed is not there.
+        folder=tmp_path,
         DATABASE_URL=database_url(),
     )
 
+    assert (deployment.pull_steps or [], str(ROOT) in deployment.model_dump_json()) == ([], False)
     left = [flow_run.state.name for flow_run in runs_of(deployment.id)]
     assert has_ended(job), worker.stdout + worker.stderr
     # The worker takes the oldest; that one leaves those of the last interval alone.

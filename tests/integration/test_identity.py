@@ -1,5 +1,6 @@
 """Which installation a deployment and a flow run belong to, where several share a Prefect server."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.flow_engine import run_flow
 from prefect.states import Scheduled
 
@@ -17,6 +19,7 @@ from container_manager.queue import queue_manager
 from container_manager.types import LoopStats
 from deployments.__main__ import main
 from deployments.definitions import definitions
+from deployments.due import DueRuns
 from deployments.registering import CannotServe
 from deployments.renaming import replaced
 from flows.identity import OtherInstallation, our_deployment_ids
@@ -174,6 +177,9 @@ def test_a_name_that_is_taken_away_again_brings_back_the_old_ones_as_people_have
     assert there(QUEUE).parameters["max_concurrent"] == 3
 
 
+EVERY_SECOND = IntervalSchedule(interval=timedelta(seconds=1))
+
+
 def test_what_waits_when_a_name_is_set_is_still_there_for_whoever_serves(
     api: SyncPrefectClient, database: str, settings: Any
 ) -> None:
@@ -190,11 +196,20 @@ def test_what_waits_when_a_name_is_set_is_still_there_for_whoever_serves(
         {pk: of for of in definitions(get_settings()) for name, pk in ids.items() if name == of.full_name}
     )
 
-    left = {run.id: run.state.is_scheduled() for run in runs_of(old)}
+    definition, since = served[old]
+    # As Prefect's scheduler does where it is at it when the deployment is paused.
+    patch(api, NEW_JOB, paused=False)
+    add_schedule(api, NEW_JOB, EVERY_SECOND, slug="mine-too")
+    make_due(api, old, datetime.now(UTC) + timedelta(seconds=1))
+    time.sleep(2)
+    found = DueRuns(old, definition, until=since).find(api)
+
+    left = {run.id for run in runs_of(old) if run.state.is_scheduled()}
     assert len(due) == 2
     assert by_hand in due
-    assert left == dict.fromkeys([*due, later], True)
-    assert served[old].full_name == named(NEW_JOB)
+    assert {*due, later} <= left
+    assert {run.id for run in found} == set(due)
+    assert definition.full_name == named(NEW_JOB)
     assert old not in ids.values()
 
 
