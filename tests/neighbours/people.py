@@ -40,7 +40,7 @@ def queueing(place: Place, home: Home) -> Person:
             return
         with home.site.opened():
             if ContainerJob.objects.exclude(status__in=ENDED).count() < BACKLOG:
-                jobs = workload.build(6, place.draw, of=f"{home}-{number}-")
+                jobs = workload.build(12, place.draw, of=f"{home}-{number}-")
                 later = queue_manager.queue_job(jobs.pop(), now() + timedelta(seconds=2))
                 jobs = [later, *queue_manager.queue_jobs(jobs)]
                 home.queued |= {job.pk for job in jobs}

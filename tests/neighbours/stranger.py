@@ -57,10 +57,8 @@ class Stranger:
 
     def touched(self) -> list[str]:
         """A sentence for each thing that is not as it was, after `Runs.look`."""
-        found = [
-            f"the stranger's run {run_id} of {self._states[run_id]} is gone"
-            for run_id in sorted(self.run_ids - self._runs.present)
-        ]
+        gone = sorted(map(str, self.run_ids - self._runs.present))
+        found = [f"{len(gone)} of the stranger's {len(self.run_ids)} runs are gone: {gone[0]}, …"] if gone else []
         for run_id in sorted(self.run_ids & self._runs.present):
             state = self._runs.known[run_id].state_type
             if state != self._states[run_id]:

@@ -57,7 +57,11 @@ def judge(place: Place, both: tuple[Records, Records], third: Events) -> list[st
     """Every violation; those that were noticed on the way come first."""
     place.runs.look()
     found = [*place.violations, *(f"landscape: {surprise}" for surprise in place.landscape.surprises)]
-    found += [f"gone: run {run.name} ({run.id}) was removed while young" for run in place.runs.vanished()]
+    found += [
+        f"gone: run {run.name} ({run.id}) was removed while young"
+        for run in place.runs.vanished()
+        if run.id not in place.stranger.run_ids
+    ]
     found += [f"stranger: {touched}" for touched in place.stranger.touched()]
     for ours, theirs in (both, both[::-1]):
         title = ours.home.site.title
@@ -151,7 +155,8 @@ def _of_asked(ours: Records, run: FlowRun) -> Iterator[str]:
         return
     if owner(run) != ours.home.site.instance_id:
         yield f"run: {run.name} ({run.id}) has the label of {owner(run) or 'nobody'}"
-    if told == "SCHEDULED":
+    if told == "SCHEDULED" or (told == "CANCELLED" and run.start_time is None):
+        # Not begun.
         return
     if [_ENDS.get(Status(job.status)) for job in jobs] != [told]:
         yield f"run: {run.name} ({run.id}) ended {told}, its jobs {[job.status for job in jobs]}"

@@ -57,7 +57,7 @@ class PrefectPages:
     def form(self) -> Locator:
         """What is filled in at the moment: a dialog's, where one is open."""
         dialog = self.page.get_by_role("dialog")
-        return dialog if dialog.count() else self.main
+        return dialog.first if dialog.count() else self.main
 
     def fill(self, label: str, value: str) -> None:
         self.field(label).locator("input, textarea").fill(value)
@@ -89,7 +89,7 @@ class PrefectPages:
         self.form.get_by_label("Value", exact=True).fill(cron)
         self.form.get_by_label("Timezone").click()
         self.page.get_by_placeholder("Search").last.fill(timezone)
-        self.page.get_by_role("option", name=timezone).first.click()
+        self.page.get_by_role("option", name=timezone.replace("/", " / ")).first.click()
         self.fill("Image", image)
         self.fill_list("Command", list(command))
         self.fill("Name", name)
