@@ -18,13 +18,11 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymen
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.schedules import Interval
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from container_manager.conf import Settings
 from container_manager.models import ContainerJob, Status
-from deployments.definitions import SCHEDULE_SLUG, definitions
 from tests.conftest import ROOT, wait_until
+from tests.integration.prefect_side import apply_as_before
 
 from .conftest import Running, Site
 
@@ -174,6 +172,61 @@ def test_a_nightly_container_survives_ten_restarts_and_runs_once_and_late_after_
     assert (job.name, job.command, job.status) == ("nightly-report", ["echo", cron_at(slot)], Status.COMPLETED)
 
 
+def make_slots(api: SyncPrefectClient, deployment_id: UUID, since: datetime, until: datetime) -> None:
+    """As the server's own scheduler does, which looks once a minute, but at once and for times of our choice."""
+    asked = {"start_time": since.isoformat(), "end_time": until.isoformat(), "min_runs": 0, "max_runs": 200}
+    api.request("POST", "/deployments/{id}/schedule", path_params={"id": deployment_id}, json=asked)
+
+
+def next_slot(seconds: float) -> datetime:
+    """The next full minute that is at least so far away: crons know no seconds."""
+    ahead = datetime.now(UTC) + timedelta(seconds=seconds + 60)
+    return ahead.replace(second=0, microsecond=0)
+
+
+def cron_at(slot: datetime) -> str:
+    return f"{slot.astimezone(ZONE):%M %H} * * *"
+
+
+def sleep_until(moment: datetime) -> None:
+    time.sleep(max(0.0, (moment - datetime.now(UTC)).total_seconds()))
+
+
+@pytest.mark.timeout(900)
+def test_a_nightly_container_survives_ten_restarts_and_runs_once_and_late_after_a_downtime(
+    nightly_site: Site, api: SyncPrefectClient
+) -> None:
+    served = serve(nightly_site)
+    add_schedules(nightly_site, NIGHTLY)
+    scheduled = seen(api)
+    for _ in range(RESTARTS):
+        end(served)
+        served = serve(nightly_site)
+    survived = seen(api)
+
+    add_schedules(nightly_site, cron_at(slot := next_slot(20)))
+    # A night's run is made days ahead.
+    make_slots(api, deployment(api).id, slot - timedelta(seconds=30), slot + timedelta(seconds=30))
+    end(served)
+    sleep_until(slot + timedelta(seconds=5))
+    while_down = runs(api)
+    served = serve(nightly_site)
+    wait_until(lambda: has_run(api, slot), PATIENCE_SECONDS)
+    end(served)
+    served = serve(nightly_site)
+    time.sleep(QUIET_SECONDS)
+    end(served)
+
+    assert survived == scheduled
+    assert while_down == []
+    (run,) = runs(api)
+    (job,) = ContainerJob.objects.all()
+    assert (run.expected_start_time, run.state_name, str(run.id)) == (slot, "Completed", job.flow_run_id)
+    assert run.start_time is not None
+    assert run.start_time > slot + timedelta(seconds=5)
+    assert (job.name, job.command, job.status) == ("nightly-report", ["echo", cron_at(slot)], Status.COMPLETED)
+
+
 def register_as_the_version_before(api_url: str) -> None:
     """What `python -m deployments` sent at each start up to the version before this one."""
     with temporary_settings({PREFECT_API_URL: api_url}):
@@ -198,9 +251,10 @@ def register_as_the_version_before(api_url: str) -> None:
 
 @pytest.mark.timeout(400)
 def test_a_nightly_container_survives_the_upgrade_and_the_slot_that_passed_meanwhile_runs_once(
-    nightly_site: Site, prefect_server: str, api: SyncPrefectClient
+    nightly_site: Site, api: SyncPrefectClient
 ) -> None:
-    register_as_the_version_before(prefect_server)
+    # What `python -m deployments` sent at each start up to the version before this one.
+    apply_as_before(Settings(POLL_INTERVAL_SECONDS=60, WORK_SECONDS=0))
     known = deployment(api)
     missed = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=2)
     add_schedules(nightly_site, NIGHTLY, cron_at(missed))
