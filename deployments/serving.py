@@ -134,6 +134,7 @@ class _Service:
         self._look_at = self._check_at = time.monotonic()
         self._reconsider_at = time.monotonic() + _RECONSIDER_SECONDS
         self._failures = 0
+        self._has_trouble = False
         self._told: set[str] = set()
 
     def go_on(self) -> None:
@@ -155,7 +156,7 @@ class _Service:
             if self._failures > 1:
                 logger.warning("the Prefect API is back")
             self._failures = 0
-            if is_time_to_look:
+            if is_time_to_look and not self._has_trouble:
                 self._health.note_look()
 
     def _step(self, is_time_to_look: bool) -> None:
@@ -165,6 +166,7 @@ class _Service:
         elif time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + CHECK_SECONDS
             self._check()
+        self._has_trouble = False
         for name, runner in self._runners.items():
             with self._for_itself(name):
                 if is_time_to_look:
@@ -179,6 +181,7 @@ class _Service:
         except httpx.HTTPStatusError as e:
             if not is_of_one(e):
                 raise
+            self._has_trouble = True
             line = f"runner {runner}: the Prefect API answers HTTP {e.response.status_code}: {detail_of(e.response)}"
             if line not in self._told:
                 logger.warning("%s", line)
