@@ -47,7 +47,7 @@ bench: engine ## Measure, beside a reference of the same run; ROWS="claim launch
 fuzz: engine ## Kill and stall workers, and look for jobs that ran twice or were lost; SEEDS="1 2 3" JOBS=60 ARGS="--storm 120 --calm 60"
 	.ci/fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
-neighbours: engine ## Run two installations side by side under load, and look for what one did to the other; SECONDS=180 SEED=1
+neighbours: engine ## Run two installations side by side under load, and check that neither affects the other; SECONDS=180 SEED=1
 	.ci/neighbours $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 lint: venv ## Run the formatter's check, the linters, the type checker and Django's checks

@@ -33,7 +33,7 @@ def _bind_prefix(value: str) -> str:
 
 
 def _name(value: str) -> str:
-    # It is a part of deployments, tags and artifact keys, and Prefect allows no more in the last.
+    # The name becomes part of an artifact key, where Prefect allows only these characters.
     if value and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", value):
         raise ValueError(f"{value!r} must be at most 32 lower-case letters, digits and dashes, such as `staging`")
     return value
@@ -62,8 +62,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: str, "". The installation's name on a Prefect server that it shares with another one. With it, everything that
-    #: this installation has on that server is called `<name>.…`: deployments, tags and their limits.
+    #: str, "". The installation's name, for a Prefect server that several installations share. Its deployments, tags
+    #: and limits there are then called `<name>.…`.
     NAME: Annotated[str, AfterValidator(_name)] = ""
     #: The deployments that the command triggers: `{"queue": "flow/name", "jobs": "flow/name"}`. By default those that
     #: this installation registers.
@@ -109,9 +109,9 @@ class Settings(BaseModel):
     ALLOWED_BIND_PREFIXES: tuple[Annotated[str, AfterValidator(_bind_prefix)], ...] = ()
     #: tuple of str, ("cm-*",). Patterns of the names of the Engine's volumes that jobs may mount.
     ALLOWED_VOLUMES: tuple[str, ...] = ("cm-*",)
-    #: tuple of str, (). Networks of the Engines that no job may join, whatever it calls them: by name, or by an id of
-    #: 12 characters or more. All networks of such a name are denied; one that an Engine does not have denies nothing
-    #: there. With `bridge` among them every job must name its networks.
+    #: tuple of str, (). Networks that no job may join, however the job refers to them. Each entry is a name, or an id
+    #: of which 12 characters are enough. A name denies every network of that name. An entry has no effect on Engines
+    #: without such a network. If `bridge` is denied, every job must name its networks.
     DENIED_NETWORKS: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     #: tuple of str, () = all. Images that jobs may use: repository patterns such as `registry.example/team/*`.
     ALLOWED_IMAGES: tuple[str, ...] = ()
@@ -140,11 +140,11 @@ class Settings(BaseModel):
     KEEP_RUNS_DAYS: int = Field(default=14, ge=0)
 
     def named(self, what: str) -> str:
-        """What this is called on the Prefect server: `<name>.<what>`; `<what>` where the installation has no name."""
+        """The name of `what` on the Prefect server: `<name>.<what>`, or `<what>` if the installation has no name."""
         return f"{self.NAME}.{what}" if self.NAME else what
 
     def deployment(self, which: Literal["queue", "jobs"]) -> str:
-        """The deployment that the command triggers for this, as `flow/name`."""
+        """The deployment that the command triggers for the queue or for single jobs, as `flow/name`."""
         full_name: str = getattr(self.DEPLOYMENTS, which)
         if which in self.DEPLOYMENTS.model_fields_set:
             return full_name

@@ -102,8 +102,8 @@ class DockerEngine:
     ) -> str:
         """Create, not start; the id. `environment` is all of it, secrets resolved.
 
-        Only what is named here reaches the Engine: an allow-list, whatever a spec may grow. Nothing is created for a
-        network that is denied.
+        Only what is named here reaches the Engine: an allow-list, whatever a spec may grow. Raises `RequestRefused` and
+        creates nothing if a network is denied.
         """
         client = self._client()
         first, *others = networks.joined(spec.networks, hardening.denied_networks, self._networks)
@@ -273,7 +273,7 @@ class DockerEngine:
         client = self._client()
         data = {"Container": container_id, "EndpointConfig": networks.endpoint(other)}
         with translated("connect"):
-            # By hand: docker-py has no argument for the endpoint's id of the network.
+            # A raw request: docker-py can't put the network's id into the endpoint.
             url = client._url("/networks/{0}/connect", networks.handle(other))  # type: ignore[attr-defined]
             client._raise_for_status(client._post_json(url, data))  # type: ignore[attr-defined]
 

@@ -41,7 +41,7 @@ _SIDE_EFFECTS = ("create", "connect", "start", "signal", "remove")
 _GATEWAY = (502, 503, 504)
 #: Measured on real Engines, 20.10 and newer.
 _BY_STEP: dict[tuple[Step, int], type[EngineError]] = {
-    # A proxy before the socket may forbid to look at networks. All else works on that host.
+    # A proxy in front of the socket may forbid listing networks. Everything else still works on that host.
     **{("networks", status): EngineFailed for status in (401, 403, 404, 407)},
     ("create", 404): ImageMissing,
     ("create", 409): NameTaken,

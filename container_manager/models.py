@@ -83,8 +83,8 @@ class Installation(models.Model):
     work_until = models.DateTimeField(null=True, blank=True, editable=False)
     #: The limits of the Prefect tags as last read; `types.Limits` as JSON.
     limits = models.JSONField(default=dict, editable=False)
-    #: What was last written to Prefect servers; `types.Registration` as JSON. The database has a default, too, for
-    #: processes of the version before.
+    #: The values last written to Prefect servers; `types.Registration` as JSON. The column has a default because
+    #: processes of the previous version insert rows without it.
     registered = models.JSONField(default=dict, db_default={}, editable=False)
 
     class Meta:
@@ -129,7 +129,7 @@ class Installation(models.Model):
     def keep_registration(
         cls, *, deployments: Mapping[str, DeploymentRecord] | None = None, limits: Mapping[str, int] | None = None
     ) -> None:
-        """Remember what was written to a Prefect server, beside what is remembered already."""
+        """Add to the record of what was written to Prefect servers."""
         with transaction.atomic():
             installation = cls.locked()
             known = installation.registration

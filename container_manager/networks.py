@@ -1,7 +1,7 @@
-"""Which of an Engine's networks a job would join, and whether it may.
+"""Finds the networks that a job would join, and refuses the denied ones.
 
-Docker takes a network's name, its id and any beginning of that id for one another. So what a job asks for is turned
-into ids with the Engine's own list, and compared as ids.
+Docker accepts a network's name, its id, or the beginning of its id. So the names in a job are looked up in the
+Engine's own list of networks first, and the networks found there are checked.
 """
 
 import re
@@ -10,26 +10,27 @@ from collections.abc import Callable, Sequence
 from .exceptions import NetworkMissing, RequestRefused
 from .types import Network
 
-#: What an Engine has from its start. Nobody can remove these, or make another of that name.
+#: Networks that every Engine has. They can't be removed, and no other network can have their names.
 _BUILT_IN = ("bridge", "none")
-#: Docker's word for the network of a container that names none.
+#: Docker's name for the network of a container that names none.
 DEFAULT = "default"
 
 _may_be_id = re.compile("[0-9a-f]{1,64}").fullmatch
-#: An id as Engines print it, or more of it. What is shorter, such as `db`, is meant as a name in the settings.
+#: An id as Engines print it, or more of it. A shorter entry of the settings, such as `db`, is a name.
 _is_id = re.compile("[0-9a-f]{12,64}").fullmatch
 
 
 def wanted(names: Sequence[str]) -> tuple[str, ...]:
-    """`networks` of a job, with a name for what a job joins that names none."""
+    """The networks of a job, with the name of the network that it joins by default."""
     first, *others = names or (DEFAULT,)
     return ("bridge" if first == DEFAULT else first, *others)
 
 
 def joined(names: Sequence[str], denied: Sequence[str], look: Callable[[], Sequence[Network]]) -> tuple[Network, ...]:
-    """The networks to join, each once, in the order of the names; none of them is denied.
+    """The networks to join, each once, in the order of the names. Raises `RequestRefused` if one is denied.
 
-    `look`: all that the Engine has. It is only asked where an id may be meant; else the names are taken as they are.
+    `look` lists the Engine's networks. It is called only if networks are denied or a name may be an id; otherwise the
+    names are used as they are.
     """
     names = wanted(names)
     known = look() if _need_a_look(names, denied) else None
@@ -45,33 +46,33 @@ def joined(names: Sequence[str], denied: Sequence[str], look: Callable[[], Seque
 
 
 def handle(network: Network) -> str:
-    """What an Engine is to know it by."""
+    """The id or name to give to the Engine."""
     return network.id if _is_pinned(network) else network.name
 
 
 def endpoint(network: Network) -> dict[str, str]:
-    """Of a container in the network: binds it to the id.
+    """The settings of a container's endpoint in the network; they bind it to the network's id.
 
-    An Engine keeps only the name of a network that it was given by id, and looks for that name when it starts the
-    container: by then it may be another's.
+    Without them an Engine keeps only the name, and looks it up when it starts the container. By then another network
+    may have that name.
     """
     return {"NetworkID": network.id} if _is_pinned(network) else {}
 
 
 def _is_pinned(network: Network) -> bool:
-    # An Engine makes its bridge anew, with another id, at each start.
+    # An Engine creates its bridge at each start, with a new id.
     return bool(network.id) and network.name not in _BUILT_IN
 
 
 def _need_a_look(names: tuple[str, ...], denied: Sequence[str]) -> bool:
     if len(names) == 1 and names[0] in _BUILT_IN:
         return any(_is_id(entry) for entry in denied)
-    # Without denied networks there is still the host's own, which an id may stand for.
+    # Even if no network is denied, an id may be that of the host's network.
     return bool(denied) or any(_may_be_id(name) for name in names)
 
 
 def _meant(name: str, known: Sequence[Network] | None) -> list[Network]:
-    """As Docker looks for it: an id, else a name, else the beginning of an id."""
+    """The networks that fit, looked up as Docker does: by id, else by name, else by the beginning of an id."""
     if known is None:
         return [Network(name=name)]
     for fits in (
@@ -82,7 +83,7 @@ def _meant(name: str, known: Sequence[Network] | None) -> list[Network]:
         if fits:
             return fits
     if name in _BUILT_IN:
-        # An Engine can be told to do without its bridge.
+        # An Engine can be configured without a bridge.
         return [Network(name=name)]
     raise NetworkMissing(f"network {name} not found")
 

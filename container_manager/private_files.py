@@ -1,4 +1,4 @@
-"""Files for their owner alone, whatever the umask: they hold what jobs print, their environment, and passwords."""
+"""Files that only their owner can read, whatever the umask: they hold passwords, and jobs' output and environment."""
 
 import os
 import sqlite3
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
-#: What SQLite keeps beside a database; it makes them with the mode that the database has then.
+#: The database and the files that SQLite creates next to it, with the database's mode at that time.
 _BESIDE = ("", "-wal", "-shm", "-journal")
 
 
 def tighten(path: Path) -> None:
-    """Take from a file or folder what others may do with it. Not there, or not ours to change: it stays as it is."""
+    """Remove other users' access to a file or folder. Does nothing if it does not exist or is not ours."""
     with suppress(FileNotFoundError, PermissionError):
         mode = path.stat().st_mode
         if mode & 0o077:
@@ -20,13 +20,13 @@ def tighten(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """With mode 0700, also where it is there already; its parents are not ours."""
+    """Create the folder, or tighten an existing one, to mode 0700. Its parents keep their modes."""
     path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     tighten(path)
 
 
 class NewDatabaseIsPrivate(sqlite3.Connection):
-    """Makes a database that is not there yet with mode 0600; one that is there has the mode that somebody gave it."""
+    """Creates a new database with mode 0600. An existing database keeps its mode."""
 
     def __init__(self, database: Any, *args: Any, **kwargs: Any) -> None:
         if _is_file(database):
@@ -34,13 +34,13 @@ class NewDatabaseIsPrivate(sqlite3.Connection):
         super().__init__(database, *args, **kwargs)
 
     def prepare(self, path: Path) -> None:
-        # Before SQLite does it. What keeps us from it keeps SQLite, too, which has words for it.
+        # Create it before SQLite does. If that fails, SQLite fails as well and says why.
         with suppress(OSError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
 
 
 class DatabaseIsPrivate(NewDatabaseIsPrivate):
-    """One that is there already gets the mode, too: for a place that nobody chose."""
+    """Tightens an existing database as well. For the default path, which no one has chosen."""
 
     def prepare(self, path: Path) -> None:
         super().prepare(path)

@@ -71,9 +71,9 @@ def _json(name: str) -> dict[str, Any]:
 
 
 def _with_denied_networks(ours: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Whoever deploys this denies them, whatever else is set."""
+    """Adds the networks that the environment denies to those that the setting denies."""
     known = ours.get("DENIED_NETWORKS", [])
-    # What is no list is refused by its name, where the setting is read.
+    # A value that is not a list is reported when the setting is checked.
     return ours | {"DENIED_NETWORKS": [*known, *names]} if names and isinstance(known, list) else ours
 
 

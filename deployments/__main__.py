@@ -47,8 +47,9 @@ def main(arguments: list[str]) -> int:
 
 
 class _Allowed:
-    """The deployments that may be served: all, but the one that takes images and commands while anyone could send it
-    some. Why not is printed once."""
+    """The deployments that may be served. `run-container-job` is left out while the API is open to strangers; the
+    reason is printed once.
+    """
 
     def __init__(self) -> None:
         self._told = ""
@@ -83,7 +84,7 @@ def _see_to_limits(*, reset: bool, take_over: bool) -> None:
         # Before the database is asked: without the API there is nothing to say about it.
         client.hello()
         if not take_over:
-            # The limits are the other's, too.
+            # The limits of these names also belong to the other installation.
             refuse_foreign(client, definitions(get_settings()))
         for line in see_to_limits(client, reset=reset):
             _say(line)
@@ -95,7 +96,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m deployments", description="Serve the Prefect deployments.")
     take_over: dict[str, Any] = {
         "action": "store_true",
-        "help": "take over deployments that are on a work pool, or another installation's that is no more",
+        "help": "take over deployments from a work pool, or from an installation that no longer exists",
     }
     parser.add_argument("--take-over", **take_over)
     parser.add_argument(
@@ -105,12 +106,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="touch this file whenever the API and the database have answered",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    limits = commands.add_parser("limits", help="create the tags' limits that do not exist, show all, and end")
-    limits.add_argument("--reset", action="store_true", help="set the limits that were changed by hand, too")
+    limits = commands.add_parser("limits", help="create missing limits of tags, show all limits, and end")
+    limits.add_argument("--reset", action="store_true", help="also set back limits that were changed by hand")
     sync = commands.add_parser("sync", help="register the deployments, serve nothing, and end")
     sync.add_argument("--pool", default="", metavar="NAME", help="for the workers of this work pool")
     sync.add_argument("--take-over", **take_over)
-    sync.add_argument("--reset", action="store_true", help="set back what was changed by hand, too")
+    sync.add_argument(
+        "--reset", action="store_true", help="also set back values that were changed by hand, except limits"
+    )
     return parser.parse_args(arguments)
 
 

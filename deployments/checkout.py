@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def prepare() -> None:
     """To be called before anything that needs Django or Prefect is imported."""
-    # What this process makes, and those that it starts, is for the person who started it alone.
+    # Only the user who started this process can read the files that it and its child processes create.
     os.umask(0o077)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "container_manager.settings")
     # One home for all: the server of `make serve` finds the runs of `make demo` here.

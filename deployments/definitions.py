@@ -1,4 +1,4 @@
-"""Names, schedules, tags and limits, defined once. `prefect.yaml` says the same; a test holds the two together."""
+"""Defines the deployments: names, schedules and tags. `prefect.yaml` has the same values; a test compares the two."""
 
 from flows import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
@@ -26,7 +26,7 @@ EARLY = MIDNIGHT.replace(hour=3, minute=17)
 
 @dataclass(frozen=True)
 class Definition:
-    """One deployment of this installation; `interval_seconds` None: it runs when somebody asks for it."""
+    """One deployment of this installation. It has no schedule if `interval_seconds` is None."""
 
     flow: Any
     name: str
@@ -36,7 +36,7 @@ class Definition:
     interval_seconds: int | None = None
     anchor: datetime = MIDNIGHT
     runner: str = QUEUE_RUNNER
-    #: What versions before this one wrote in the place of `description`.
+    #: The description that earlier versions wrote.
     earlier_description: str = ""
 
     @property
@@ -54,7 +54,7 @@ def definitions(settings: Settings) -> tuple[Definition, ...]:
     named = settings.named
 
     def tags(what: str) -> tuple[str, ...]:
-        """Two deployments have one name: in a list, this one tells them apart."""
+        """Two deployments are called `on-demand`; the second tag tells them apart in a list."""
         return named(TAG), named(what)
 
     return (

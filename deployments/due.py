@@ -1,4 +1,4 @@
-"""Finds the due flow runs of a deployment, even if the API can't show one of them."""
+"""Finds the flow runs of a deployment that are due, even if the API can't show one of them."""
 
 import logging
 import time
@@ -17,9 +17,9 @@ from .running import start_time
 
 logger = logging.getLogger("container_manager.deployments")
 
-#: seconds; how long before their time runs are known. They begin on time, whenever the API was asked last.
+#: seconds; how far ahead runs are read, so that they begin on time between two looks.
 _LOOK_AHEAD_SECONDS = 3.0
-#: seconds; between two looks at a deployment whose runs must be asked for one by one.
+#: seconds; between two looks at a deployment whose runs must be read one by one.
 _ONE_BY_ONE_SECONDS = 10.0
 
 
@@ -74,7 +74,7 @@ class DueRuns:
         return delete_late_runs(client, self._id, max(due)) if len(due) > 1 else 0
 
     def _one_by_one(self, client: SyncPrefectClient, error: httpx.HTTPStatusError) -> list[FlowRunResponse]:
-        """Reads each run for itself, if the API can't show the list."""
+        """Reads the runs one by one, because the API can't list them."""
         chosen = {
             "deployment_id": {"any_": [str(self._id)]},
             "state": {"type": {"any_": ["SCHEDULED"]}},

@@ -21,7 +21,7 @@ def execute(flow_run_id: UUID, entrypoint: str) -> None:
     Raises `SystemExit` where Prefect's engine does: if the run was paused, aborted, or could not report its end.
     """
     flow: Flow[..., Any] = resolve_name(entrypoint)
-    # The server can configure a storage block for results, of any class that it likes. Use a local path instead.
+    # The server can configure a storage block of any class for results. Use a local path instead.
     storage: Any = Path(PREFECT_LOCAL_STORAGE_PATH.value())
     with handle_engine_signals(flow_run_id):
         flow_run = load_flow_run(flow_run_id)

@@ -31,8 +31,10 @@ class FlowRunProcess:
     """One flow run's. It outlives the template, and is then known by its process id alone."""
 
     def __init__(self, flow_run_id: UUID, entrypoint: str, environment: dict[str, str]) -> None:
-        """`entrypoint` (`module:name`) is the flow's. `environment` is for a template that must be made first. One that
-        can't be made has ended at once."""
+        """`entrypoint`: of the flow, as `module:name`. `environment`: for the template, if it must be started first.
+
+        If the process can't be started, it counts as ended.
+        """
         # As a daemon it is told to end, and waited for, should we end without having stopped it.
         self._process: BaseProcess = _context.Process(target=_run, args=(flow_run_id, entrypoint), daemon=True)
         try:

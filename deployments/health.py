@@ -1,4 +1,4 @@
-"""Reports in one line when the served flow runs can't do their work, and when they can again."""
+"""Logs one line when the served flow runs can't do their work, and one when they can again."""
 
 import logging
 import time
@@ -65,12 +65,12 @@ class Health:
         self._database_problem = problem
 
     def note_look(self) -> None:
-        """The API has listed the due runs."""
+        """The API has answered. Touches the file if the database answers as well."""
         if self._alive_file is not None and not self._database_problem:
             self._alive_file.touch()
 
     def note_end(self, definition: Definition, run: FlowRunResponse, state: "State[Any]") -> None:
-        """Report a failed flow run once, until one succeeds again."""
+        """Report a failed flow run, unless the one before failed in the same way; and the first success after it."""
         name = definition.full_name
         if not state.is_failed() and not state.is_crashed():
             if self._failed_with.pop(name, None) is not None:

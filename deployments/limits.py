@@ -11,7 +11,7 @@ from flows.limits import LAUNCH_TAG, free_leaked, launch_tag, read_rows, settle
 
 
 def see_to_limits(client: SyncPrefectClient, *, reset: bool = False) -> list[str]:
-    """Create what is missing, follow the hosts' slots, and free the slots that nobody holds. A sentence for each."""
+    """Create missing limits, follow the hosts' slots, and free leaked slots. Returns a sentence for each change."""
     named = get_settings().named
     done = [f"set the limit of tag {named(tag)} to {limit}" for tag, limit in settle(client, reset=reset).items()]
     row = read_rows(client).get(LAUNCH_TAG)

@@ -14,9 +14,9 @@ def merged(
 ) -> tuple[DeploymentRecord, DeploymentRecord]:
     """The values that the server should have, and the values to record as written by us.
 
-    `written`: the last recorded values. Without a record: all that an earlier version may have written. Never empty.
-    A value on the server that equals one of these is ours to change. Any other was set by a person and stays. Each
-    parameter and each tag is merged for itself.
+    `written`: the last recorded values, or all that an earlier version may have written if there is no record. Never
+    empty. If a value on the server equals one of these, we may change it. Any other value was set by a person and
+    stays. Each parameter and each tag is merged separately.
     """
     description, our_description = _value(
         server.description, desired.description, [record.description for record in written]

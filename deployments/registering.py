@@ -44,11 +44,11 @@ def register(
     pool: str = "",
     reset: bool = False,
 ) -> dict[UUID, Definition]:
-    """Create or update the deployments; returns them by id. With `pool` for its workers, otherwise to be served.
+    """Create or update the deployments, for the workers of `pool` or to be served; returns them by id.
 
     Raises `CannotServe` before any change if a deployment is on another pool or belongs to another installation.
-    `take_over` takes it over, with its history and schedules. `reset` sets back what people have changed. A deployment
-    that the server answers with an error is left out, and logged.
+    `take_over` takes it over, with its history and schedules. `reset` sets back what people have changed. If the server
+    answers with an error for a deployment, that one is logged and left out.
     """
     if pool:
         _refuse_missing(client, pool)
@@ -84,7 +84,7 @@ def _present_ones(
 
 @contextmanager
 def _for_itself(definition: Definition, problems: list[httpx.HTTPStatusError]) -> Iterator[None]:
-    """An error of the server for this deployment does not stop the others."""
+    """A server error for this deployment does not stop the others."""
     try:
         yield
     except httpx.HTTPStatusError as e:
@@ -127,7 +127,7 @@ def refuse_foreign(client: SyncPrefectClient, definitions: Iterable[Definition])
 def _readable(
     client: SyncPrefectClient, definitions: Iterable[Definition]
 ) -> Iterator[tuple[Definition, DeploymentResponse | None]]:
-    """Skips the deployments that the server can't show. Nothing says that they have changed."""
+    """Skips deployments that the server can't show: they may well be unchanged."""
     for definition in definitions:
         try:
             deployment = _read(client, definition)
@@ -153,15 +153,15 @@ def _refuse_foreign(definition: Definition, deployment: DeploymentResponse | Non
         return
     raise CannotServe(
         f"{definition.full_name} on this Prefect server belongs to another installation, {describe(deployment.labels)}:"
-        " set CONTAINER_MANAGER['NAME'] to give this one a name of its own; or, if the other one is no more, take its"
-        " deployments over with --take-over"
+        " set CONTAINER_MANAGER['NAME'] to give this one a name of its own; or, if the other one no longer exists, take"
+        " over its deployments with --take-over"
     )
 
 
 def _refuse_pooled(definition: Definition, deployment: DeploymentResponse | None, pool: str = "") -> None:
     there = deployment.work_pool_name if deployment else None
     if not there or there == pool:
-        # One that is served moves to the pool: what serves it notices, and ends.
+        # A served deployment moves to the pool. The process that serves it notices and ends.
         return
     raise CannotServe(
         f"{definition.full_name} is deployed on the work pool {there!r}: start a worker with `prefect worker start "
@@ -179,7 +179,7 @@ def _read(client: SyncPrefectClient, definition: Definition) -> DeploymentRespon
 def _ensure(
     client: SyncPrefectClient, definition: Definition, deployment: DeploymentResponse | None, pool: str
 ) -> DeploymentResponse:
-    """Create the deployment, or give it our labels, if need be."""
+    """Create the deployment if it does not exist. Add our labels if it lacks them."""
     if deployment is None:
         return _create(client, definition, pool)
     if is_ours(deployment.labels):
@@ -229,7 +229,7 @@ def _update(
 ) -> None:
     """Update the values that are ours to change, and record them.
 
-    `like`: the one whose place it takes. What people have changed of that one they have changed of this one.
+    `like`: the deployment that this one replaces. People's changes to it are applied to this one.
     """
     source = like or deployment
     now, theirs, desired = (
@@ -258,7 +258,7 @@ def _update(
         _write_schedule(client, deployment, wanted.schedule)
     if wanted.schedule is None and desired.schedule is not None:
         logger.warning(
-            "%s has no schedule `%s`, which was removed by hand: `python -m deployments sync --reset` makes it again",
+            "%s has no schedule `%s`, which was removed by hand: `python -m deployments sync --reset` creates it again",
             definition.full_name,
             SCHEDULE_SLUG,
         )

@@ -54,12 +54,13 @@ class FlowRunner:
         entrypoint_of: Callable[[FlowRunResponse], str | None],
         on_end: Callable[[FlowRunResponse, "State[Any]"], None] = lambda run, state: None,
     ) -> None:
-        """`entrypoint_of` a run is its flow's, as this process knows it; None: the run is not ours. `on_end` is told
-        the state in which a run has ended."""
+        """`entrypoint_of` returns the entrypoint of a run's flow, or None if the run is not ours. `on_end` is called
+        with each run that has ended, and its last state.
+        """
         self._limit = limit
         self._environment = environment
         self._entrypoint_of, self._on_end = entrypoint_of, on_end
-        #: Not ours, or the API can't deal with them: said once, and never tried again.
+        #: Runs that are not ours, or that the API answers with an error: logged once, and never tried again.
         self._left_alone: set[UUID] = set()
         self._due: dict[UUID, FlowRunResponse] = {}
         #: Taken, but the answer was lost.
@@ -126,7 +127,7 @@ class FlowRunner:
 
     @contextmanager
     def _alone(self, run: FlowRunResponse) -> Iterator[None]:
-        """What the API can't do for this run keeps no other from running."""
+        """An API error for this run does not stop the other runs."""
         try:
             yield
         except httpx.HTTPStatusError as e:
@@ -177,7 +178,7 @@ class FlowRunner:
 
 
 def _cancelling(client: SyncPrefectClient, flow_run_ids: list[UUID]) -> list[UUID]:
-    """Those that are to be cancelled, even if the API can't show one of them."""
+    """The runs that are to be cancelled, even if the API can't show one of them."""
     chosen = FlowRunFilter(
         id=FlowRunFilterId(any_=flow_run_ids),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),

@@ -36,15 +36,15 @@ logger = logging.getLogger("container_manager.deployments")
 PASSES = 3
 #: seconds; between two looks for what is due.
 LOOK_SECONDS = 2.0
-#: seconds; between two looks at whether the deployments are still ours, and the limits are the hosts' slots.
+#: seconds; between two checks that the deployments are still ours and that the limits follow the hosts' slots.
 CHECK_SECONDS = 10.0
-#: seconds; between two looks at whether what is not served may be served by now.
+#: seconds; between two checks whether deployments that were refused can be served now.
 _RECONSIDER_SECONDS = 60.0
 #: seconds; between two tries to reach an API that is away.
 _AWAY_SECONDS = 5.0
 #: seconds; of one call to the API.
 REQUEST_SECONDS = 10
-#: The server closes a connection after each answer of 500: what is asked by it next would fail, and is not tried again.
+#: The server closes the connection after an answer of 500. The next request on it would fail, and is not retried.
 _NO_REUSE = httpx.Limits(max_connections=16, max_keepalive_connections=0)
 #: seconds; how soon a signal, a run's time and a run's end are noticed.
 _TICK_SECONDS = 0.2
@@ -56,7 +56,7 @@ _START_RETRIES = 3
 _CLIENT_RETRIES = 7
 
 
-#: Which deployments may be served; asked again now and then.
+#: Returns the deployments that may be served. Called again while the service runs.
 Allowed = Callable[[], tuple[Definition, ...]]
 OnRegistered = Callable[[Iterable[Definition]], None]
 
@@ -68,7 +68,7 @@ def serve(
     alive_file: Path | None = None,
     on_registered: OnRegistered = lambda deployments: None,
 ) -> None:
-    """Until SIGTERM or Ctrl+C; what runs then is asked to end, and waited for. `alive_file`: see `Health`.
+    """Serve until SIGTERM or Ctrl-C, then ask the flow runs to end and wait for them. `alive_file`: see `Health`.
 
     Raises `CannotServe`, and a `FlowRunError` if the API can't be reached at the start.
     """
@@ -138,7 +138,7 @@ class _Service:
         self._told: set[str] = set()
 
     def go_on(self) -> None:
-        """A short step. An API that is away is told once, and asked again. `CannotServe` if this can never work."""
+        """Do what is due now. An API that is away is logged once and asked again. `CannotServe` if serving must end."""
         self._health.check_database()
         now = time.monotonic()
         is_time_to_look = now >= self._look_at
@@ -161,7 +161,7 @@ class _Service:
 
     def _step(self, is_time_to_look: bool) -> None:
         if self._failures > 1:
-            # It may be another server, or one that forgot.
+            # It may be another server, or one that has lost its data.
             self._take(register(self._client, self._allowed()))
         elif time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + CHECK_SECONDS
@@ -213,7 +213,7 @@ class _Service:
 
     def _note_end(self, run: FlowRunResponse, state: "State[Any]") -> None:
         definition = self._served.get(run.deployment_id) if run.deployment_id else None
-        # How a run of the others ends is its job's affair.
+        # A run of the other runner ends as its job ends, which says nothing about this service.
         if definition is not None and definition.runner == QUEUE_RUNNER:
             self._health.note_end(definition, run, state)
 
@@ -224,13 +224,15 @@ class _Service:
                 self._reconsider_at = time.monotonic() + _RECONSIDER_SECONDS
                 self._add_allowed()
             for tag, limit in settle(self._client, create=False).items():
-                logger.warning("set the limit of tag %s to %d: the hosts' slots", get_settings().named(tag), limit)
+                logger.warning(
+                    "set the limit of tag %s to %d: it follows the hosts' slots", get_settings().named(tag), limit
+                )
         finally:
-            # None is held in between: it would be one more for each that serves.
+            # Close it until the next check, so that an idle service holds no connection.
             connection.close()
 
     def _add_allowed(self) -> None:
-        """What could not be served at the start, or not be registered, may be now."""
+        """Register the deployments that were refused or failed before, if they can be served now."""
         if len(self._registered) == len(definitions(get_settings())):
             return
         if missing := [one for one in self._allowed() if one not in self._registered.values()]:
@@ -257,7 +259,7 @@ class _Service:
         ids = [pk for pk, definition in self._served.items() if definition.runner == name]
         due = [run for pk in ids for run in self._due[pk].find(self._client)]
         if any(run.work_queue_id for run in due):
-            # A worker's, or left over from the time when there was one.
+            # They are meant for a worker, or are left over from a work pool.
             check(self._client, self._registered)
         runner.offer(due)
         runner.stop_cancelled(self._client)

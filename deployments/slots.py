@@ -55,7 +55,7 @@ def _delete_twins(client: SyncPrefectClient, deployment: DeploymentResponse, beg
     except httpx.HTTPStatusError as e:
         if not is_of_one(e):
             raise
-        # The server can't list them.
+        # The server can't list them, so twins stay.
         return
     made = [run for run in runs if run.auto_scheduled and run.created_by]
     present = {schedule.id for schedule in deployment.schedules}

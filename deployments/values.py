@@ -18,7 +18,7 @@ from .definitions import Definition, definitions
 
 
 def technical(definition: Definition, pool: str) -> dict[str, Any]:
-    """What is nobody's choice but ours: how a worker on a pool comes to the flow, and which one takes the runs."""
+    """Values that are always ours: how a worker on a pool loads the flow, and which work queue gets the runs."""
     return {
         "entrypoint": definition.entrypoint,
         "path": None,
@@ -26,7 +26,7 @@ def technical(definition: Definition, pool: str) -> dict[str, Any]:
         "storage_document_id": None,
         "version": None,
         "parameter_openapi_schema": parameter_schema(definition.flow).model_dump(mode="json", exclude_unset=True),
-        # Set, though they may be None: what is not sent is kept.
+        # Send these even if they are None: the server keeps fields that are not sent.
         "work_pool_name": pool or None,
         "work_queue_name": definition.runner if pool else None,
     }
@@ -56,7 +56,7 @@ def present(deployment: DeploymentResponse, definition: Definition) -> Deploymen
 
 
 def earlier(definition: Definition, settings: Settings) -> list[DeploymentRecord]:
-    """What an earlier version, which kept no record, may have written: by these settings, or by the defaults."""
+    """All that an earlier version, which kept no record, may have written with these settings or the defaults."""
     by_default = {other.flow.name: other for other in definitions(Settings(NAME=settings.NAME))}
     return [
         desired(candidate).model_copy(update={"description": description, "tags": (settings.named(TAG),)})
@@ -67,7 +67,7 @@ def earlier(definition: Definition, settings: Settings) -> list[DeploymentRecord
 
 def _record_of(schedule: Any) -> ScheduleRecord:
     if not isinstance(schedule, IntervalSchedule):
-        # By the clock, say: whatever it is, somebody has chosen it.
+        # A person has chosen another kind of schedule, such as cron.
         return ScheduleRecord(interval_seconds=0, anchor=str(schedule))
     anchor = datetime.fromisoformat(str(schedule.anchor_date))
     return ScheduleRecord(
@@ -95,5 +95,5 @@ def new_schedule(schedule: ScheduleRecord) -> dict[str, Any]:
 
 
 def as_new(schedule: DeploymentSchedule) -> dict[str, Any]:
-    """One that is there, as it is to be put back."""
+    """An existing schedule, in the form that creates it again."""
     return schedule.model_dump(mode="json", include={"schedule", "active", "slug", "parameters"})

@@ -1,6 +1,4 @@
-"""Sets up Django, and whom Prefect sends its password. To be imported first by every flow module, wherever Prefect
-loads it.
-"""
+"""Sets up Django, and keeps the password in `.env` from other APIs. Every flow module imports this first."""
 
 import logging
 import os

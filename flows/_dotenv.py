@@ -1,4 +1,4 @@
-"""Prefect reads `.env` in the working directory: a password there is for the API that is named there, for no other."""
+"""Prefect reads `.env` in the working directory. A password there is meant only for the API that is named there."""
 
 import os
 from pathlib import Path
@@ -11,19 +11,19 @@ _URL, _PASSWORD = "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"
 
 
 def keep_password_from_others() -> None:
-    """Where the environment or a profile names another API than `.env`, ask it without the password of `.env`.
+    """If the environment or a profile names another API than `.env`, use it without the password of `.env`.
 
-    Prefect takes each setting from where it finds it first, and would send that password anywhere. One that is set in
-    the environment is meant for whatever API is set there.
+    Prefect looks up each setting separately, so it would send that password to any API. A password in the environment
+    is kept: it is meant for the API that is used.
     """
     file = Path(".env")
-    # Prefect reads no other, and to read a pipe might take for ever.
+    # Prefect reads only a regular file. Reading a pipe could block for ever.
     written = {name.upper(): value for name, value in dotenv_values(file).items()} if file.is_file() else {}
     url, password = written.get(_URL), written.get(_PASSWORD)
     if not url or not password or _PASSWORD in map(str.upper, os.environ):
         return
     if PREFECT_API_AUTH_STRING.value() == password and _without_slash(PREFECT_API_URL.value()) != _without_slash(url):
-        # So that processes of ours go without it, too.
+        # Child processes inherit this.
         os.environ[_PASSWORD] = ""
         refresh_global_settings_context()
 

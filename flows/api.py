@@ -31,7 +31,7 @@ PROBE_SECONDS = 3
 PAGE = 200
 #: Of one call in the midst of a pass: six seconds. A server on SQLite that is busy needs one.
 _RETRIES = 2
-#: Statuses of an API that lets us do nothing now: who we are, too many questions, away.
+#: Statuses that concern every request: refused authentication, too many requests, an API that is away.
 _OF_ALL = (401, 403, 407, 429, 502, 503, 504)
 #: seconds; of an API that has been found to be away in the midst of a pass.
 _ABSENCE_SECONDS = 30
@@ -179,9 +179,9 @@ def noted(error: Exception) -> int:
 
 
 def is_of_one(error: httpx.HTTPStatusError) -> bool:
-    """Whether the API is there and merely can't answer for the one thing that was asked about.
+    """Whether the error concerns only this request, and the API still answers others.
 
-    It answers 500, say, for every list in which there is a flow run that it can't write as JSON.
+    For example, the API answers 500 for every list with a flow run that it can't write as JSON.
     """
     return error.response.status_code not in _OF_ALL
 

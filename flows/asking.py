@@ -1,4 +1,4 @@
-"""Asks the Prefect API with Prefect's own client, but without the credentials."""
+"""Asks the Prefect API with Prefect's own client, but without credentials."""
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
@@ -16,9 +16,9 @@ from prefect.context import SettingsContext, get_settings_context
 
 from container_manager.exceptions import ContainerManagerError
 
-#: seconds; in all. A busy server needs some, and a run that is refused for want of an answer is lost.
+#: seconds; in all. A busy server needs a few, and without an answer the run fails.
 ANSWER_SECONDS = 10
-#: Without CSRF protection a server has no tokens, and older ones know of none: Prefect's client goes on without.
+#: Servers without CSRF protection, and older ones, give no token. Prefect's client then goes on without one.
 _TOKEN_ANSWERS = (200, 404, 422)
 
 _T = TypeVar("_T")
@@ -29,11 +29,11 @@ class NotAsked(ContainerManagerError):
 
 
 class OddAnswer(NotAsked):
-    """It could be reached, and did not answer as a Prefect API does."""
+    """It could be reached, but did not answer as a Prefect API does."""
 
 
 class _Answered(Exception):
-    """Ends the client's work at its first answer: it would wait and ask again, for hours if it is told to."""
+    """Stops the client at the first answer. Otherwise it may wait and ask again, for hours if the server says so."""
 
     def __init__(self, response: httpx.Response) -> None:
         super().__init__(response.status_code)
@@ -48,10 +48,10 @@ def first_answer(
     *,
     has_csrf_token: bool = False,
 ) -> httpx.Response:
-    """Whatever it is: no redirect is followed, and nothing is asked twice. Raises `NotAsked` if there is none.
+    """The first answer, whatever it is. Follows no redirect and retries nothing. Raises `NotAsked` without an answer.
 
-    The client's CA and proxy are those of Prefect's settings and of the environment; `headers` are all the custom
-    headers that it sends. `url` must have no user and no password: httpx would send them.
+    Uses the CA and the proxy from Prefect's settings and the environment. Sends only these custom `headers`. `url`
+    must have no user and no password: httpx would send them.
     """
 
     def keep(response: httpx.Response) -> None:
@@ -79,7 +79,7 @@ def first_answer(
 
 @contextmanager
 def _client_settings(**changes: object) -> Iterator[None]:
-    """Prefect's own `temporary_settings` would only add to the headers that there are."""
+    """Replaces client settings. Prefect's own `temporary_settings` could only add to the custom headers."""
     context = get_settings_context()
     client = context.settings.client.model_copy(update=changes)
     with SettingsContext(profile=context.profile, settings=context.settings.model_copy(update={"client": client})):
@@ -87,7 +87,7 @@ def _client_settings(**changes: object) -> Iterator[None]:
 
 
 def _within(seconds: float, ask: Callable[[], _T]) -> _T:
-    """In a thread of its own: httpx's times bound neither the look-up of a name nor an answer that trickles in."""
+    """Runs in a thread, since httpx's timeouts limit neither a DNS lookup nor an answer that trickles in."""
     answer: Future[_T] = Future()
 
     def run() -> None:
@@ -109,19 +109,19 @@ def _silence() -> str:
 
 @contextmanager
 def _unfit_settings() -> Iterator[None]:
-    """Their values may be secrets, and httpx's and ssl's texts may repeat them."""
+    """Reports unusable settings without the original message, which may repeat a secret value."""
     try:
         yield
     except (OSError, ImportError, TypeError, ValueError, httpx.InvalidURL) as e:
         raise NotAsked(
-            f"Prefect's client can't be made with the settings that it has ({type(e).__name__}): look at "
+            f"Prefect's client can't be created with these settings ({type(e).__name__}): check "
             "PREFECT_API_SSL_CERT_FILE, PREFECT_CLIENT_CUSTOM_HEADERS and the proxy in HTTPS_PROXY or ALL_PROXY"
         ) from None
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """httpx's errors as ours, by their types. Its texts are not repeated: they may have a header's value in them."""
+    """Translates httpx's errors by their types. Their messages are left out: they may contain a header's value."""
     try:
         yield
     except httpx.TimeoutException:
@@ -129,14 +129,14 @@ def _translated() -> Iterator[None]:
     except httpx.ProxyError:
         raise NotAsked(
             "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names refuses to connect to it: list its host in "
-            "NO_PROXY, or let the proxy through"
+            "NO_PROXY, or allow it in the proxy"
         ) from None
     except httpx.ConnectError as e:
         raise NotAsked(_why_unreachable(e)) from None
     except httpx.LocalProtocolError:
         raise NotAsked("a header in PREFECT_CLIENT_CUSTOM_HEADERS can't be sent") from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as e:
-        raise OddAnswer(f"what it answers is not HTTP as Prefect speaks it ({type(e).__name__})") from None
+        raise OddAnswer(f"its answer can't be read as HTTP ({type(e).__name__}): is it a Prefect server?") from None
 
 
 def _why_unreachable(error: BaseException) -> str:
@@ -148,7 +148,7 @@ def _why_unreachable(error: BaseException) -> str:
                 "set PREFECT_API_SSL_CERT_FILE to the file of its CA"
             )
         if isinstance(cause, ssl.SSLError):
-            return f"it does not speak TLS as it should ({cause.reason}): is PREFECT_API_URL right about https?"
+            return f"the TLS handshake failed ({cause.reason}): should PREFECT_API_URL begin with http://?"
         if isinstance(cause, OSError) and cause.strerror:
             return f"it can't be reached ({cause.strerror}): is the server running, and PREFECT_API_URL right?"
         cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""Whether the Prefect API is open to anybody: then nobody may hand it a job's image and command."""
+"""Checks whether the Prefect API is open to strangers. If it is, `run-container-job` is refused."""
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
@@ -13,10 +13,10 @@ from .strangers import api_url, is_open, is_proxied, listens_on, port_of
 
 
 def why_open(settings: Settings) -> str:
-    """Why `run-container-job` is not to be run for this API, in a sentence; empty if it may be.
+    """Why `run-container-job` must not run for this API, in a sentence; empty if it may.
 
-    Without `ALLOWED_IMAGES` this takes one question to the API, or two: some hundredths of a second, and seconds
-    where it does not answer. What it says holds for now; it is to be asked again for each run.
+    Usually asks the API one or two questions, which takes some hundredths of a second, or seconds if it does not
+    answer. The result is valid only now: ask again for each run.
     """
     if not PREFECT_API_URL.value() or _is_bounded(settings):
         return ""
@@ -40,14 +40,14 @@ def why_open(settings: Settings) -> str:
 
 
 def _is_bounded(settings: Settings) -> bool:
-    """Not where secrets are resolved: a job of an allowed image may name any of them, and print it."""
+    """Whether `ALLOWED_IMAGES` is enough. With secrets it is not: a job of an allowed image can print any of them."""
     return bool(settings.ALLOWED_IMAGES) and not settings.SECRET_RESOLVER
 
 
 def _beyond_loopback(url: httpx.URL) -> list[str]:
-    """Where else the server that is reached on loopback listens, by this machine's sockets, and by its own word.
+    """The other addresses of a server that is reached on loopback, from this machine's sockets or its own settings.
 
-    Its word is for a tunnel or a published port, behind which its sockets are another machine's.
+    Behind a tunnel or a published port its sockets are elsewhere, so only its settings can tell.
     """
     if addresses := beyond_loopback(port_of(url)):
         return addresses
@@ -69,5 +69,5 @@ def _could_not_ask(name: str, why: str, settings: Settings) -> str:
 
 
 def _shown(url: httpx.URL) -> str:
-    """A password with a slash in it makes the rest of the password a path."""
+    """The URL without its path if that may be part of a password: a slash in a password begins the path."""
     return f"{url.scheme}://{url.netloc.decode()}" if "@" in url.path else str(url)

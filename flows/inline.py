@@ -75,7 +75,7 @@ uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 class TemporaryServer:
     """A Prefect server of this process; started when it is first needed, and again if it has died.
 
-    Its password is new each time, and known to this process and the server's alone.
+    Its password is new each time. Only this process and the server's know it.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class TemporaryServer:
                 [sys.executable, "-c", _SERVER, str(listener.fileno())],
                 env=_environment(address) | self._own_home(),
                 pass_fds=[listener.fileno()],
-                # What runs leave in its database is nobody else's.
+                # Other users must not read its database.
                 umask=0o077,
                 stdin=subprocess.PIPE,
                 stdout=self._log,
@@ -181,7 +181,7 @@ def run(flow: "Flow[..., Any]", parameters: dict[str, Any], report_type: type[Re
     if shutdown.is_stopping():
         raise ShuttingDown
     try:
-        # `purge` finds them by it.
+        # `purge` finds the run by this tag.
         with tags(inline_tag()):
             state: Any = flow(**parameters, return_state=True)
     except (httpx.HTTPError, PrefectException) as e:
@@ -237,7 +237,7 @@ def recorded(problem: str = "") -> Iterator[Record]:
 
 
 def _client_settings(address: ShutServer) -> dict[Any, Any]:
-    """How this process asks our server: with its password, and with nothing that is meant for another API."""
+    """The settings for our server: its password, and no credentials that are meant for another API."""
     return {
         PREFECT_API_URL: address.api,
         PREFECT_API_AUTH_STRING: address.password,
@@ -251,7 +251,7 @@ def _client_settings(address: ShutServer) -> dict[Any, Any]:
 
 
 def _header(name: str, address: ShutServer) -> str:
-    """In the place of one that the person has set, which can be replaced but not be taken away; it goes before ours."""
+    """The value for a custom header that a person has set. It can be replaced, but not removed, and overrides ours."""
     return address.authorization if name.lower() == "authorization" else ""
 
 

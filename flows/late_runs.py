@@ -23,7 +23,7 @@ from .api import PAGE
 
 logger = logging.getLogger("container_manager.flows")
 
-#: Of the schedule that this app registers, so that it stays the same one whatever else of it changes.
+#: The slug of the schedule that this app registers. It identifies the schedule when other values change.
 SCHEDULE_SLUG = "poll"
 #: What Prefect's scheduler tags its runs with.
 AUTO_SCHEDULED = "auto-scheduled"
@@ -32,14 +32,14 @@ _BULK = 50
 
 
 def is_of_our_schedule(run: FlowRun | FlowRunResponse) -> bool:
-    """Whether the schedule that this app registers has made it. A server that does not say which one did is old."""
+    """Whether the schedule that this app registers created the run. Old servers do not name it: assume ours."""
     return AUTO_SCHEDULED in run.tags and (run.created_by is None or run.created_by.display_value == SCHEDULE_SLUG)
 
 
 def delete_late_runs(client: SyncPrefectClient, deployment_id: UUID, before: datetime) -> int:
-    """Delete the runs of our schedule that were due before this time and that nobody has begun; how many.
+    """Delete the runs of our schedule that were due before this time and have not begun; how many.
 
-    None that somebody has asked for, and none of people's schedules.
+    Keeps runs that people started, and runs of people's schedules.
     """
     late = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
@@ -51,11 +51,11 @@ def delete_late_runs(client: SyncPrefectClient, deployment_id: UUID, before: dat
     deleted = kept = 0
     while page := client.read_flow_runs(flow_run_filter=late, limit=PAGE, offset=kept):
         ours = [str(run.id) for run in page if is_of_our_schedule(run)]
-        # One that was begun since the page was read is nothing that was missed.
+        # Keep a run that has begun since the page was read.
         still_waiting = {"id": {"any_": ours}, "state": {"type": {"any_": [StateType.SCHEDULED.value]}}}
         gone = bulk_delete(client, still_waiting) if ours else 0
         deleted += gone
-        # What another one deletes meanwhile is not counted twice.
+        # Another process may delete some of them. Count only our own.
         kept += len(page) - gone
     return deleted
 
@@ -76,14 +76,14 @@ def bulk_delete(client: SyncPrefectClient, chosen: dict[str, Any]) -> int:
 
 
 def ids_of_runs(client: SyncPrefectClient, chosen: dict[str, Any], flows: dict[str, Any] | None = None) -> list[UUID]:
-    """The ids of the runs that the API's filters choose, also where it can't show the runs themselves."""
+    """The ids of at most `PAGE` runs that the API's filters choose, even if it can't show the runs themselves."""
     body = {"flow_runs": chosen, "flows": flows, "limit": PAGE}
     history = client.request("POST", "/ui/flow_runs/history", json=body).json()
     return [UUID(entry["id"]) for entry in history]
 
 
 def delete_missed_runs(interval_seconds: float) -> None:
-    """In a run of our schedule that is late by more than its interval: the others that were missed. A worker runs all.
+    """In a run of our schedule that is late by more than its interval, delete the others that were missed.
 
     The served deployments run none that is late in the first place.
     """
@@ -104,5 +104,5 @@ def delete_missed_runs(interval_seconds: float) -> None:
 
 
 def _datetime(moment: datetime) -> Any:
-    """The client's filters ask for a type of their own, and take this one."""
+    """The client's filters declare a type of their own, but accept this one."""
     return moment

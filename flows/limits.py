@@ -26,9 +26,9 @@ from .api import PAGE, is_away, noted
 
 #: Prefect's own limit on launch tasks in flight.
 LAUNCH_TAG = "container-launch"
-#: Those that may be in flight until somebody sets the limit. One would wait for the other's slot for up to seconds.
+#: How many may be in flight until a person sets the limit. With one, a task could wait seconds for the slot.
 LAUNCH_TASKS = 2
-#: What the key of a launch task begins with, on whatever server.
+#: The beginning of a launch task's key, on any server.
 _LAUNCH_TASK = "launch_next_batch"
 
 logger = logging.getLogger("container_manager.flows")
@@ -105,21 +105,21 @@ def refresh() -> LaunchSlots | None:
 
 
 def read_rows(client: SyncPrefectClient) -> dict[str, GlobalConcurrencyLimitResponse]:
-    """The limits of this installation's tags that hold, by tag, without the installation's name."""
+    """The active limits of this installation's tags, by tag without the installation's name."""
     return {row.name.removeprefix(_prefix()): row for row in _our_limits(client) if row.active}
 
 
 def settle(client: SyncPrefectClient, *, create: bool = True, reset: bool = False) -> dict[str, int]:
-    """Create the limits that every installation has, and let those that nobody has set follow the hosts' slots.
+    """Create the limits that every installation has, and update those that no one has set by hand.
 
-    `container-job` is as many as all active hosts have slots. A limit that somebody has set stays, but for `reset`.
-    Returns what was written, by tag.
+    `container-job` is the number of slots of all active hosts. A limit that a person has set stays, unless `reset`.
+    Returns the limits that were written, by tag.
     """
     slots = sum(DockerHost.objects.active().values_list("max_concurrent_jobs", flat=True))
     wanted = {JOB_TAG: max(1, slots), LAUNCH_TAG: LAUNCH_TASKS}
     known = Installation.load().registration.limits
     present = _rows_of(client, wanted)
-    # Where nothing is on record, what we would write was written by an earlier version.
+    # Without a record, a limit that equals ours counts as written by an earlier version.
     ours = {
         tag: limit
         for tag, limit in wanted.items()
@@ -138,7 +138,7 @@ def settle(client: SyncPrefectClient, *, create: bool = True, reset: bool = Fals
 
 
 def follow_hosts() -> None:
-    """`settle`, once a pass, where nobody else does: on a work pool. Best effort."""
+    """Call `settle` once a pass on a work pool, where no service does it. Best effort."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.flow_run.work_queue_id is None or is_away():
         return
@@ -146,17 +146,17 @@ def follow_hosts() -> None:
         with get_client(sync_client=True, httpx_settings={"timeout": _REQUEST_SECONDS}) as client:
             settle(client, create=False)
     except httpx.HTTPError as e:
-        logger.log(noted(e), "whether the limits follow the hosts' slots is not known: %s", e)
+        logger.log(noted(e), "the limits could not be compared with the hosts' slots: %s", e)
 
 
 def _rows_of(client: SyncPrefectClient, tags: Container[str]) -> dict[str, GlobalConcurrencyLimitResponse]:
-    """Those that somebody has switched off, too."""
+    """Includes limits that a person has switched off."""
     rows = {row.name.removeprefix(_prefix()): row for row in _our_limits(client)}
     return {tag: row for tag, row in rows.items() if tag in tags}
 
 
 def _prefix() -> str:
-    """A tag's limit is kept by Prefect as a global limit of this name."""
+    """Prefect keeps a tag's limit as a global limit, whose name begins with this."""
     return "tag:" + get_settings().named("")
 
 
@@ -210,7 +210,7 @@ def _is_in_flight(client: SyncPrefectClient, task_run_id: UUID) -> bool:
         # Its record comes later than its slot; or never, if it was killed in between.
         return _is_young(_made_at(task_run_id))
     if not task_run.task_key.startswith(_LAUNCH_TASK):
-        # Somebody else's, that has the same tag. It is up to them, and to Prefect.
+        # Another task with the same tag. Its slot is not ours to free.
         return True
     if task_run.state is not None and task_run.state.is_final():
         return False

@@ -1,4 +1,4 @@
-"""Who can reach a port of this machine: only its own programs, or other machines too."""
+"""Finds out whether only this machine can reach one of its ports, or other machines as well."""
 
 import socket
 import sys
@@ -7,20 +7,20 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-#: Linux's tables of TCP sockets; each has those of one address family.
+#: Linux's tables of TCP sockets, one for each address family.
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 #: Linux's code for a socket that listens.
 _LISTENS = "0A"
-#: Addresses that nothing has (RFC 5737, RFC 3849): which address we would send from is known without sending.
+#: Addresses for documentation (RFC 5737, RFC 3849). A UDP socket shows its own address without sending to them.
 _ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
-#: seconds; an address of our own answers at once, unless a firewall drops what is sent to it.
+#: seconds; an address of this machine answers at once, unless a firewall drops the packets.
 _CONNECT_SECONDS = 0.3
 
 
 def is_loopback(host: str) -> bool:
-    """Whether it is an address of loopback, or `localhost` where that is one.
+    """Whether it is a loopback address, or `localhost` if that resolves only to such addresses.
 
-    Any other name is not, whatever it means now: that may change, and may differ from one process to the next.
+    Other names do not count: what they resolve to may change, and may differ between processes.
     """
     if host.lower() == "localhost":
         found = _resolved(host)
@@ -33,16 +33,16 @@ def is_loopback(host: str) -> bool:
 
 
 def beyond_loopback(port: int, tables: Sequence[Path] = TABLES) -> list[str]:
-    """The addresses, other than loopback's, at which this machine takes connections to the port.
+    """The addresses other than loopback at which this machine accepts connections to the port.
 
-    The sockets are not all: where Docker forwards a published port by rules of the kernel, none listens.
+    Looking at sockets is not enough: Docker can publish a port with kernel rules, without a socket that listens.
     """
     listening = [str(address) for address in _listening(port, tables) if not address.is_loopback]
     return listening or [address for address in _own_addresses(tables) if _accepts(address, port)]
 
 
 def _listening(port: int, tables: Sequence[Path]) -> list[IPv4Address | IPv6Address]:
-    """Empty where there are no such tables: on other systems than Linux."""
+    """Empty on systems without these tables, which only Linux has."""
     found = []
     for table in tables:
         with suppress(OSError):
@@ -55,7 +55,7 @@ def _listening(port: int, tables: Sequence[Path]) -> list[IPv4Address | IPv6Addr
 
 
 def _from_table(text: str) -> IPv4Address | IPv6Address:
-    """Words of 32 bits in the machine's order of bytes, though the address itself is in the network's."""
+    """The tables print an address as 32-bit words in the machine's byte order."""
     words = (int(text[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(text), 8))
     return _plain(ip_address(b"".join(words)))
 
@@ -66,7 +66,7 @@ def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 def _own_addresses(tables: Sequence[Path]) -> list[str]:
-    """Those by which this machine reaches others; where sockets can't be looked up, all that its name has, too."""
+    """The addresses from which this machine sends. Without the tables, also those of its host name."""
     found = [] if any(table.exists() for table in tables) else _resolved(socket.gethostname())
     for family, elsewhere in _ELSEWHERE:
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,7 +1,7 @@
-"""Flow runs of ours that are over: deleted with what Prefect leaves of them, so that its database does not grow.
+"""Deletes our old flow runs and all that belongs to them, so that Prefect's database does not grow.
 
-Ours are those of our deployments, and those that the command has run in its own process, by their tag. A flow run
-inside somebody's flow is a part of theirs.
+Our runs are those of our deployments, and those that the command has run in its own process, which have a tag. A flow
+run inside a user's flow is the user's.
 """
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
@@ -39,7 +39,7 @@ from .late_runs import bulk_delete, ids_of_runs
 from .process_jobs import process_jobs
 from .process_queue import IDLE, process_queue
 
-#: Flows of which no run takes long.
+#: Flows whose runs are all short.
 _SHORT_FLOWS = (process_queue.name, process_jobs.name, "purge")
 
 
@@ -58,7 +58,7 @@ class OldRuns:
         runs = artifacts = 0
         for chosen in self._ours(client):
             for run_ids in self._pages(client, chosen):
-                # First: once their run is gone nobody finds them.
+                # Delete these first: without their run they can't be found.
                 artifacts += _delete_artifacts(client, run_ids)
                 runs += bulk_delete(client, {"id": {"any_": [str(run_id) for run_id in run_ids]}})
         return runs, artifacts
@@ -94,7 +94,7 @@ class OldRuns:
         except httpx.HTTPStatusError as e:
             if not is_of_one(e):
                 raise
-            # There is one among them that it can't show, which goes with the others.
+            # The server can't show one of them. Delete that one as well.
             return ids_of_runs(client, chosen.model_dump(mode="json"), self._flows.model_dump(mode="json"))
         return [run.id for run in page]
 

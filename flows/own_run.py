@@ -33,7 +33,7 @@ class OwnRun(NamedTuple):
     name: str = ""
     #: It is run again: by hand, by its own retries, or because it was rescheduled.
     is_rerun: bool = False
-    #: It came from the API: its process runs nothing else, and another can take its place.
+    #: It came from the API. Its process runs nothing else, and another process can take over.
     is_deployed: bool = False
 
     @classmethod
@@ -50,7 +50,7 @@ class OwnRun(NamedTuple):
             None,
             flow_run.name,
             is_rerun=flow_run.run_count > 1,
-            # Whatever its parent is: anybody can name one. A flow that is called by another has no deployment.
+            # Ignore the parent, which any client can set. A flow that another flow calls has no deployment.
             is_deployed=flow_run.deployment_id is not None,
         )
 

@@ -105,7 +105,7 @@ def _launch_as_task(max_concurrent: int, timeout: float) -> BatchResult:
     done: list[BatchResult] = []
     token = _done.set(done)
     try:
-        # The tag has the installation's name in front.
+        # The tag begins with the installation's name.
         return launch_next_batch.with_options(tags=[limits.launch_tag()])(max_concurrent, timeout)
     except (httpx.HTTPError, ConcurrencySlotAcquisitionError) as e:
         logger.log(noted(e), "tag %s: no slot could be taken or given back: %s", limits.launch_tag(), e)

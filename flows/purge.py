@@ -25,7 +25,7 @@ logger = logging.getLogger("container_manager.flows")
 #: seconds; far above any purge but the first one of years of jobs, which the next one goes on with.
 BACKSTOP_SECONDS = 3600
 
-#: seconds; of the schedule.
+#: seconds; the interval of the schedule.
 INTERVAL_SECONDS = 24 * 3600
 
 DryRun = Annotated[bool, Field(description="Only count what would be removed.")]

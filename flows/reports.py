@@ -18,7 +18,7 @@ from .links import job_links, job_url
 
 logger = logging.getLogger("container_manager.flows")
 
-#: Prefect allows lower case, digits and dashes. With the installation's name in front, as all that it has there.
+#: Prefect allows lower case, digits and dashes. The installation's name goes in front.
 ARTIFACT_KEY = "container-queue"
 _SHOWN_ERRORS, _SHOWN_LINKS, _SHOWN_CHARACTERS = 5, 20, 300
 

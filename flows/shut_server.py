@@ -1,7 +1,7 @@
-"""A Prefect server that we start: on loopback, for those who know its password, and for no page but its own.
+"""The settings of a Prefect server that we start: on loopback, with a password, and closed to other sites' pages.
 
-Whoever can write to an API can have code run by those who serve its deployments. `prefect server start` answers
-anybody, and pages of any origin.
+Anyone who can write to an API can run jobs, and code on its workers. By default `prefect server start` has no password
+and answers pages of any origin.
 """
 
 import secrets
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 HOST = "127.0.0.1"
-#: The same settings under other names, or as JSON: Prefect would take them before the ones that are set here.
+#: Other names for the same settings, or JSON with them. Prefect would prefer them to those that are set here.
 _OTHER_NAMES = frozenset(
     {
         "PREFECT_API",
@@ -26,14 +26,14 @@ _OTHER_NAMES = frozenset(
 
 
 def new_password(name: str) -> str:
-    """`name:password`, which is what Prefect calls an auth string. Letters, digits, `-` and `_`: quoted nowhere."""
+    """`name:password`, Prefect's auth string. The password has only characters that never need quotes."""
     return f"{name}:{secrets.token_urlsafe(32)}"
 
 
 @dataclass(frozen=True)
 class ShutServer:
     port: int
-    #: `name:password`; its pages ask for the whole of it.
+    #: `name:password`. The server's pages ask for all of it.
     password: str = field(repr=False)
 
     @property
@@ -46,12 +46,12 @@ class ShutServer:
 
     @property
     def authorization(self) -> str:
-        """The header that a request to it has."""
+        """The `Authorization` header of a request to it."""
         return f"Basic {b64encode(self.password.encode()).decode()}"
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """Of the server's process."""
-        # Its pages ask `api`, also where they were opened by the other name.
+        """The environment of the server's process."""
+        # Its pages send requests to `api`, even if they were opened as `localhost`.
         origins = [self.pages, f"http://localhost:{self.port}"]
         return _replaced(
             self.client_environment(inherited),
@@ -67,7 +67,7 @@ class ShutServer:
         )
 
     def client_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """Of a process that asks this server: without what `inherited` says of another API, passwords above all."""
+        """The environment of a process that uses this server, without credentials for another API in `inherited`."""
         return _replaced(
             inherited,
             {
@@ -82,14 +82,14 @@ class ShutServer:
 
 
 def without_proxy(inherited: Mapping[str, str]) -> dict[str, str]:
-    """The variables that keep requests to a server of ours, and its password with them, from a proxy."""
-    # Of the two, those who read them take the second before the first.
+    """The variables that keep requests to our server, and so its password, from a proxy."""
+    # Programs that read both prefer the lower-case one.
     hosts = (inherited.get("no_proxy") or inherited.get("NO_PROXY") or "").split(",")
     value = ",".join(dict.fromkeys([*filter(None, hosts), HOST]))
     return {"NO_PROXY": value, "no_proxy": value}
 
 
 def _replaced(inherited: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
-    """Prefect reads the names of variables in capitals and in small letters."""
+    """Also replaces variables in lower case, which Prefect reads as well."""
     gone: Iterable[str] = _OTHER_NAMES | values.keys()
     return {name: value for name, value in inherited.items() if name.upper() not in gone} | dict(values)

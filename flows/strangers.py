@@ -1,4 +1,4 @@
-"""Whether the Prefect API lets strangers in: those who send no password, key or token."""
+"""Finds out whether the Prefect API lets strangers in, who send no password, key or token."""
 
 from . import _django  # noqa: F401, I001 (sets Django up before anything else is imported)
 
@@ -12,10 +12,10 @@ from pydantic import AliasPath, BaseModel, ConfigDict, Field
 
 from .asking import NotAsked, OddAnswer, first_answer
 
-#: Custom headers that are credentials whatever their value, in lower case.
+#: Names, in lower case, of custom headers that are always credentials.
 _CREDENTIALS = {"authorization", "proxy-authorization", "cookie"}
 _REFUSALS = (401, 403)
-#: Harmless, answered at once, and a POST, as what begins a run is: some gateways let everybody read.
+#: Harmless, quick, and a POST, as a request that starts a run is: some gateways let anyone read.
 _QUESTION: Literal["/flow_runs/count"] = "/flow_runs/count"
 _NO_URL = "PREFECT_API_URL is not an address like http://127.0.0.1:4200/api"
 
@@ -27,7 +27,7 @@ class _ServerSettings(BaseModel):
 
 
 def api_url() -> httpx.URL:
-    """Of the configured API, as httpx reads it, which connects to it; without its user, password and query."""
+    """The configured API's URL as httpx reads it, without user, password and query."""
     try:
         url = httpx.URL(str(PREFECT_API_URL.value()))
     except httpx.InvalidURL:
@@ -42,16 +42,16 @@ def port_of(url: httpx.URL) -> int:
 
 
 def is_proxied(url: httpx.URL) -> bool:
-    """Then the address is what the proxy takes it for: its own loopback, not ours."""
+    """Whether requests go through a proxy. A loopback address is then the proxy's, not ours."""
     proxies = getproxies()
     return bool(proxies.get(url.scheme) or proxies.get("all")) and not proxy_bypass(url.host)
 
 
 def is_open(url: httpx.URL) -> bool:
-    """Whether the API takes what a stranger asks it. Raises `NotAsked`. One or two questions, rarely more.
+    """Whether the API accepts a stranger's request. Raises `NotAsked`. Sends one or two requests, rarely more.
 
-    It is asked by Prefect's own client, with its CA and proxy, without credentials. A custom header may be one, so
-    that they are left out; and sent only to an API that answers nothing of use without them.
+    Prefect's own client asks, with its CA and proxy, without credentials. A custom header may be a credential, so the
+    custom headers are sent only if the answer without them is unclear.
     """
     try:
         return _lets_in(url, {})
@@ -65,17 +65,17 @@ def is_open(url: httpx.URL) -> bool:
             raise
     if _lets_in(url, headers):
         raise OddAnswer(
-            "it lets in whoever sends the headers in PREFECT_CLIENT_CUSTOM_HEADERS, which may be no secret, and "
-            "without them it answers neither yes nor no: set PREFECT_SERVER_API_AUTH_STRING for its server, or let "
-            "what is before it answer HTTP 401"
+            "it lets in anyone who sends the headers in PREFECT_CLIENT_CUSTOM_HEADERS, which may not be secret, and "
+            "its answer without them is unclear: set PREFECT_SERVER_API_AUTH_STRING for its server, or make the "
+            "gateway in front of it answer HTTP 401"
         )
     return False
 
 
 def listens_on(url: httpx.URL) -> str:
-    """The host that the server was told by its environment to listen on, if it tells; else empty.
+    """The host that the server's settings tell it to listen on; empty if they can't be read.
 
-    It can't tell of `prefect server start --host`: that is not among its settings.
+    `prefect server start --host` is not among these settings.
     """
     try:
         answer = first_answer(url, "GET", "/admin/settings", {})
@@ -87,7 +87,7 @@ def listens_on(url: httpx.URL) -> str:
 def _lets_in(url: httpx.URL, headers: Mapping[str, str]) -> bool:
     answer = first_answer(url, "POST", _QUESTION, headers)
     if _is_about_csrf(answer):
-        # Anybody gets a token who asks for one.
+        # Anyone can get a token.
         answer = first_answer(url, "POST", _QUESTION, headers, has_csrf_token=True)
         if _is_about_csrf(answer):
             raise OddAnswer("its CSRF protection refuses the token that it gave")
@@ -98,24 +98,24 @@ def _lets_in(url: httpx.URL, headers: Mapping[str, str]) -> bool:
     if not answer.content.strip().isdigit():
         raise OddAnswer(
             "what answers there is not a Prefect API: does PREFECT_API_URL end with `/api`? "
-            "A login page before it must come by a redirect, or with HTTP 401"
+            "A login page in front of it must redirect or answer HTTP 401"
         )
     return True
 
 
 def _is_about_csrf(answer: httpx.Response) -> bool:
-    """Prefect says so in words only; its own client goes by them, too."""
+    """Only the message shows this. Prefect's own client also looks at it."""
     return answer.status_code == httpx.codes.FORBIDDEN and b"csrf" in answer.content.lower()
 
 
 def _leads_to_login(answer: httpx.Response) -> bool:
-    """Whether it sends strangers to another page. An API that only moved is to be asked where it is now."""
+    """Whether it redirects strangers to another page. Raises `OddAnswer` if the API has only moved."""
     if not answer.has_redirect_location:
         return False
     try:
         target = answer.request.url.join(answer.headers["Location"])
     except httpx.InvalidURL:
-        raise OddAnswer("it redirects to what is not an address") from None
+        raise OddAnswer("it redirects to an invalid address") from None
     if not target.path.rstrip("/").endswith((_QUESTION, "/csrf-token")):
         return True
     raise OddAnswer(f"it has moved to {target.scheme}://{target.netloc.decode()}: set PREFECT_API_URL to its address")

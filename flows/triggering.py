@@ -117,7 +117,7 @@ def _create(
     client: SyncPrefectClient, deployment: DeploymentResponse, name: str, parameters: dict[str, Any]
 ) -> FlowRun:
     try:
-        # The labels say for whom the run is meant, also where the deployment does not: whoever runs it compares.
+        # The labels name the installation that may execute the run, even if the deployment has none.
         return client.create_flow_run_from_deployment(deployment.id, parameters=parameters, labels=dict(labels()))
     except httpx.HTTPStatusError as e:
         if e.response.status_code in (409, 422):

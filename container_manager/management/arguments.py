@@ -43,7 +43,7 @@ a job errored. A job's own exit code is never an error here.
 
 
 def examples() -> str:
-    """With the deployment that the settings name, where they can be read: help is there in any case."""
+    """The examples, with the deployment that the settings name. Invalid settings do not stop `--help`."""
     with suppress(ImproperlyConfigured):
         return EXAMPLES.replace("process-queue/scheduled", get_settings().deployment("queue"))
     return EXAMPLES

@@ -92,7 +92,7 @@ class PrefectFlowRuns:
                 raise NotConfigured(message) from e
         if shutdown.is_stopping():
             raise ShuttingDown
-        # A process of an older version must say so itself: whoever does the flow run may be a newer one.
+        # Check the version here: the process that executes the flow run may be newer and would not notice.
         Installation.load()
         if not self._is_used:
             from flows import inline
@@ -112,7 +112,7 @@ class PrefectFlowRuns:
                 triggering.check_deployment(name)
             return Choice("", api.check_api())
         except identity.OtherInstallation:
-            # Nothing is triggered, here or there, before somebody has said which one is meant.
+            # Run nothing, on the deployment or inline, until a person has corrected the configuration.
             raise
         except api.FlowRunError as e:
             if self._via == "deployment":

@@ -52,9 +52,9 @@ class Observation(Frozen):
 
 
 class Network(Frozen):
-    """A network of an Engine. Any number of them may have one name; the id is its own."""
+    """A network of an Engine. Several networks can have the same name; the id is unique."""
 
-    #: Empty: the Engine was not asked for it.
+    #: Empty if the Engine was not asked for it.
     id: str = ""
     name: str
     driver: str = ""

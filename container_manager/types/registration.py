@@ -26,17 +26,17 @@ class DeploymentRecord(_Record):
     description: str = ""
     parameters: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
-    #: By us: another one has taken its place.
+    #: We paused it because another deployment has replaced it.
     is_paused: bool = False
     replaced_at: datetime | None = None
-    #: The ids of the schedules that it had then.
+    #: The ids of the schedules that it had when it was replaced.
     left_schedules: tuple[str, ...] = ()
     schedule: ScheduleRecord | None = None
 
 
 class Registration(_Record):
-    """By the server's ids, which differ from server to server."""
+    """Keyed by the ids on the server, which are different on each server."""
 
     deployments: dict[str, DeploymentRecord] = {}
-    #: The limits of tags.
+    #: The limits of tags, by the id of the limit.
     limits: dict[str, int] = {}

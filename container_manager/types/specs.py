@@ -300,5 +300,5 @@ class Hardening(Frozen):
     cap_drop_all: bool
     log_driver: str
     log_options: dict[str, str]
-    #: Names and ids of networks that no container joins.
+    #: Names and ids of networks that no container may join.
     denied_networks: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import sys
 from ..checkout import prepare
 
 if __name__ == "__main__":
-    # Whatever `.env` says, which names the server of `make serve`, running or not: a temporary one does.
+    # Ignore the server of `make serve` in `.env`, which may not be running: use a temporary one.
     os.environ.setdefault("PREFECT_API_URL", "")
     prepare()
     from .demonstration import main

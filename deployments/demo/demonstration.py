@@ -37,7 +37,7 @@ def main() -> int:
         counts = jobs.order_by("status").values_list("status").annotate(Count("pk"))
         _say("  " + ", ".join(f"{status} {count}" for status, count in counts))
         if options:
-            # `make serve`, for one, launches what it finds, with all its slots.
+            # Another process, such as `make serve`, may have launched some of the jobs.
             is_alone = jobs.filter(launched_at__isnull=False).count() <= 1
         options = []
     lines = [Line(job, entry) for job, entry in zip(jobs.order_by("pk"), load(MANIFEST).jobs, strict=True)]

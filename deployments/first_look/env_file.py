@@ -1,6 +1,6 @@
-"""The address and the password of our Prefect server, in the checkout's `.env`: every Prefect command reads it there.
+"""Keeps the address and the password of our Prefect server in the checkout's `.env`, which Prefect's commands read.
 
-What a person has written stays, byte for byte. A comment says which address is ours.
+Lines that a person has written stay, byte for byte. A comment marks the address that is ours.
 """
 
 import os
@@ -20,9 +20,9 @@ from flows.shut_server import ShutServer, new_password
 from .errors import CannotStart
 
 URL, PASSWORD = "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"
-#: Ends with the address, and stays beside it.
+#: The beginning of the comment that marks our address; the address follows it.
 _MARK = "# `make serve` runs a Prefect server, and keeps its address and its password here: "
-#: A name that is set, and the value as we write it or none, with what may stand around them.
+#: An assignment: everything up to the end of the name; a value without spaces, or none; the rest of the line.
 _ASSIGNMENT = re.compile(r"(\s*(?:export[^\S\r\n]+)?[^\s=#]+)[^\S\r\n]*(?:=[^\S\r\n]*[^\s#]*)?(.*)", re.DOTALL)
 
 
@@ -33,7 +33,7 @@ class EnvFile:
 
     @classmethod
     def read(cls, path: Path) -> "EnvFile":
-        """Empty if it is not there; of a link, the file that it leads to. `CannotStart` if it can't be read."""
+        """An empty one if there is no file. Follows a link. Raises `CannotStart` if the file can't be read."""
         target = Path(os.path.realpath(path))
         try:
             return cls(target, target.read_bytes().decode())
@@ -43,14 +43,14 @@ class EnvFile:
             raise CannotStart(f"{path} can't be read: {e}; move it away, or set PREFECT_API_URL") from e
 
     def api_of_somebody(self) -> str:
-        """The API that a person has named there; empty if nobody has, or if it is ours."""
+        """The API that a person has set there; empty if there is none, or if it is ours."""
         url = self._value(URL)
         return "" if url in self._ours() else url
 
     def own_server(self, port: int) -> tuple[ShutServer, bool]:
-        """Ours, on this port, as the file says from now on; whether its password was made just now.
+        """Write our server's address and password to the file. Returns the server, and whether its password is new.
 
-        A password that is there, whoever wrote it, is taken. `CannotStart` if the file can't be written.
+        A password that is already there is kept, whoever wrote it. Raises `CannotStart` if the file can't be written.
         """
         known = self._value(PASSWORD)
         server = ShutServer(port, known or new_password("make-serve"))
@@ -67,7 +67,7 @@ class EnvFile:
         return (self._values().get(name) or "").strip()
 
     def _values(self) -> dict[str, str | None]:
-        """As Prefect reads them: whether in capitals or not, and the last one if there are two."""
+        """As Prefect reads them: names in any case, and the last of several values."""
         return {name.upper(): value for name, value in dotenv_values(stream=StringIO(self.text)).items()}
 
     def _ours(self) -> list[str]:
@@ -98,7 +98,7 @@ class EnvFile:
         return EnvFile(self.path, f"{before}{line}{end}")
 
     def _write(self) -> None:
-        """At once or not at all; nobody else may read it at any time, also if it was open to others before."""
+        """Replace the file in one step. Other users can never read the new one, even if they could read the old one."""
         try:
             # Made with mode 0600.
             handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f"{self.path.name}.")
@@ -114,8 +114,8 @@ class EnvFile:
                 new.unlink(missing_ok=True)
         except OSError as e:
             raise CannotStart(
-                f"{self.path}, where the Prefect server's password is kept, can't be written: {e}; make it a file of "
-                "yours, or set PREFECT_API_URL to use a server that runs"
+                f"{self.path}, where the Prefect server's password is kept, can't be written: {e}; make it and "
+                "its folder writable for you, or set PREFECT_API_URL to use a server that runs"
             ) from e
 
     def _keep_owner(self, handle: int) -> None:
@@ -125,7 +125,7 @@ class EnvFile:
 
 
 def _assigned(binding: Binding, value: str) -> str:
-    """The same line with this value; what stands around it stays."""
+    """The same line with this value; the rest of it stays."""
     match = _ASSIGNMENT.fullmatch(binding.original.string)
     if match is None:
         return f"{binding.original.string}={value}"

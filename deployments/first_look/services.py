@@ -43,7 +43,7 @@ class Service:
 
     def __init__(self, name: str, log: Path, *command: str, env: Mapping[str, str]) -> None:
         self.name, self._log = name, log
-        # One of an earlier version may be there.
+        # An earlier version may have left a log that others can read.
         tighten(log)
         with log.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603 (our own programs, no shell)
@@ -77,10 +77,10 @@ class FirstLook:
         self._logs = Path(os.environ["PREFECT_HOME"]) / "first-look"
         self._site = f"http://{HOST}:{_port('SITE_PORT', 8000)}"
         os.environ.update(without_proxy(os.environ))
-        #: Somebody's; empty: ours, once that is started.
+        #: The API that a person has set. If it is empty we start a server, and this becomes its API.
         self._api = os.environ.get("PREFECT_API_URL") or EnvFile.read(ENV_FILE).api_of_somebody()
         self._prefect_port = None if self._api else _port("PREFECT_PORT", 4200)
-        #: Of the processes that ask that API.
+        #: The environment of the processes that use that API.
         self._env: dict[str, str] = dict(os.environ) | ({"PREFECT_API_URL": self._api} if self._api else {})
 
     def run(self) -> None:
@@ -120,7 +120,7 @@ class FirstLook:
         _say("Ctrl-C stops all of it. Something to look at: make demo, in another terminal")
 
     def _start_prefect(self, port: int) -> str:
-        """How to log in on its pages, as an addition to a line."""
+        """Start our Prefect server. Returns a note on how to log in to its pages."""
         server, is_new = EnvFile.read(ENV_FILE).own_server(port)
         self._add(
             "Prefect", "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port),
