@@ -110,7 +110,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     limits.add_argument("--reset", action="store_true", help="also set back limits that were changed by hand")
     sync = commands.add_parser("sync", help="register the deployments, serve nothing, and end")
     sync.add_argument("--pool", default="", metavar="NAME", help="for the workers of this work pool")
-    sync.add_argument("--take-over", **take_over)
+    sync.add_argument("--take-over", **take_over | {"default": argparse.SUPPRESS})
     sync.add_argument(
         "--reset", action="store_true", help="also set back values that were changed by hand, except limits"
     )

@@ -251,6 +251,10 @@ def _update(
             changes[field] = getattr(wanted, field)
     if wanted.is_paused != now.is_paused:
         changes["paused"] = wanted.is_paused
+    if like is not None and (limit := like.global_concurrency_limit) is not None:
+        options = like.concurrency_options
+        changes["concurrency_limit"] = limit.limit
+        changes["concurrency_options"] = options.model_dump(mode="json") if options else None
     if changes:
         with kept_slots(client, deployment.id):
             client.request("PATCH", "/deployments/{id}", path_params={"id": deployment.id}, json=changes)

@@ -18,6 +18,7 @@ from flows.identity import our_deployments
 from flows.late_runs import SCHEDULE_SLUG
 
 from .definitions import Definition
+from .slots import hand_over_slots, server_time
 
 
 def find_earlier(
@@ -40,6 +41,7 @@ def find_earlier(
 
 def take_the_place(client: SyncPrefectClient, new: DeploymentResponse, old: DeploymentResponse) -> None:
     """Copy people's schedules from `old` to `new`, and pause `old`. Can be repeated."""
+    began = server_time(client.hello())
     recorded = Installation.load().registration.deployments
     _drop_copies(client, new, old, recorded.get(str(new.id)))
     for schedule in old.schedules:
@@ -47,9 +49,11 @@ def take_the_place(client: SyncPrefectClient, new: DeploymentResponse, old: Depl
     # The endpoint for pausing would also delete runs that are due.
     client.request("PATCH", "/deployments/{id}", path_params={"id": old.id}, json={"paused": True})
     record = recorded.get(str(old.id), DeploymentRecord(name=f"{_flow_name(recorded, new)}/{old.name}"))
+    replaced_at = datetime.now(UTC)
+    hand_over_slots(client, old.id, new.id, began, replaced_at)
     left = {
         "is_paused": True,
-        "replaced_at": datetime.now(UTC),
+        "replaced_at": replaced_at,
         "left_schedules": tuple(str(schedule.id) for schedule in old.schedules),
     }
     Installation.keep_registration(deployments={str(old.id): record.model_copy(update=left)})

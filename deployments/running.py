@@ -196,12 +196,16 @@ def start_time(run: FlowRunResponse) -> datetime:
 
 
 def _take(client: SyncPrefectClient, run: FlowRunResponse) -> bool:
-    """False if another process has it, or somebody has cancelled or deleted it."""
+    """False if another process has it, or someone has cancelled or deleted it, or it has run meanwhile."""
     ours: State[Any] = Pending(message=f"taken by {socket.gethostname()}, process {os.getpid()}")
     try:
+        known = client.read_flow_run(run.id).state
+        # From `Completed` or `Failed` too, Prefect would let it become pending, and it would run again.
+        if known is None or not (known.is_scheduled() or known.is_pending()):
+            return False
         state: State[Any] | None = propose_state_sync(client, ours, flow_run_id=run.id)
     except Abort:
-        # It is pending already. Not in vain if that is of our doing: the answer was lost.
+        # It is pending already. If that is our own message, we have it: the answer was lost.
         state = client.read_flow_run(run.id).state
     except ObjectNotFound:
         return False

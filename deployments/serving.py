@@ -168,13 +168,13 @@ class _Service:
             self._check()
         self._has_trouble = False
         for name, runner in self._runners.items():
-            with self._for_itself(name):
+            with self._for_itself(f"runner {name}"):
                 if is_time_to_look:
                     self._look(name, runner)
                 runner.go_on(self._client)
 
     @contextmanager
-    def _for_itself(self, runner: str) -> Iterator[None]:
+    def _for_itself(self, what: str) -> Iterator[None]:
         """An answer of 500 to something that one runner asks does not stop the other one. It is reported once."""
         try:
             yield
@@ -182,7 +182,7 @@ class _Service:
             if not is_of_one(e):
                 raise
             self._has_trouble = True
-            line = f"runner {runner}: the Prefect API answers HTTP {e.response.status_code}: {detail_of(e.response)}"
+            line = f"{what}: the Prefect API answers HTTP {e.response.status_code}: {detail_of(e.response)}"
             if line not in self._told:
                 logger.warning("%s", line)
             self._told.add(line)
@@ -222,7 +222,8 @@ class _Service:
             check(self._client, self._registered)
             if time.monotonic() >= self._reconsider_at:
                 self._reconsider_at = time.monotonic() + _RECONSIDER_SECONDS
-                self._add_allowed()
+                with self._for_itself("registration"):
+                    self._add_allowed()
             for tag, limit in settle(self._client, create=False).items():
                 logger.warning(
                     "set the limit of tag %s to %d: it follows the hosts' slots", get_settings().named(tag), limit

@@ -119,12 +119,11 @@ def settle(client: SyncPrefectClient, *, create: bool = True, reset: bool = Fals
     wanted = {JOB_TAG: max(1, slots), LAUNCH_TAG: LAUNCH_TASKS}
     known = Installation.load().registration.limits
     present = _rows_of(client, wanted)
-    # Without a record, a limit that equals ours counts as written by an earlier version.
     ours = {
         tag: limit
         for tag, limit in wanted.items()
         if ((row := present.get(tag)) is None and create)
-        or (row is not None and (reset or row.limit == known.get(str(row.id), limit)))
+        or (row is not None and (reset or row.limit in _written(known.get(str(row.id)), tag, limit)))
     }
     written = {tag: limit for tag, limit in ours.items() if reset or tag not in present or present[tag].limit != limit}
     for tag, limit in written.items():
@@ -135,6 +134,14 @@ def settle(client: SyncPrefectClient, *, create: bool = True, reset: bool = Fals
     if not record.items() <= known.items():
         Installation.keep_registration(limits=record)
     return written
+
+
+def _written(recorded: int | None, tag: str, limit: int) -> tuple[int, ...]:
+    """What we may have written. Without a record: what an earlier version wrote, above all beside the first host."""
+    if recorded is not None:
+        return (recorded,)
+    first_host: int = DockerHost._meta.get_field("max_concurrent_jobs").default
+    return (limit, first_host) if tag == JOB_TAG else (limit,)
 
 
 def follow_hosts() -> None:

@@ -4,6 +4,7 @@ Anyone who can write to an API can run jobs, and code on its workers. By default
 and answers pages of any origin.
 """
 
+import json
 import secrets
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
@@ -53,9 +54,20 @@ class ShutServer:
         """The environment of the server's process."""
         # Its pages send requests to `api`, even if they were opened as `localhost`.
         origins = [self.pages, f"http://localhost:{self.port}"]
+        api = {
+            "auth_string": self.password,
+            "cors_allowed_origins": ",".join(origins),
+            "csrf_protection_enabled": True,
+            "host": HOST,
+        }
         return _replaced(
-            self.client_environment(inherited),
-            {
+            inherited,
+            self._client_values(inherited)
+            | {
+                # As groups too: Prefect would take groups in `.env` before single variables.
+                "PREFECT_SERVER": json.dumps({"api": api, "ui": {"api_url": self.api}, "analytics_enabled": False}),
+                "PREFECT_SERVER_API": json.dumps(api),
+                "PREFECT_SERVER_UI": json.dumps({"api_url": self.api}),
                 "PREFECT_SERVER_API_AUTH_STRING": self.password,
                 "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(origins),
                 "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
@@ -68,17 +80,18 @@ class ShutServer:
 
     def client_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """The environment of a process that uses this server, without credentials for another API in `inherited`."""
-        return _replaced(
-            inherited,
-            {
-                "PREFECT_API_URL": self.api,
-                "PREFECT_API_AUTH_STRING": self.password,
-                "PREFECT_API_KEY": "",
-                "PREFECT_CLIENT_CUSTOM_HEADERS": "{}",
-                "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",
-            }
-            | without_proxy(inherited),
-        )
+        return _replaced(inherited, self._client_values(inherited))
+
+    def _client_values(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        return {
+            "PREFECT_API": json.dumps({"url": self.api, "auth_string": self.password, "key": ""}),
+            "PREFECT_CLIENT": json.dumps({"csrf_support_enabled": True}),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_API_AUTH_STRING": self.password,
+            "PREFECT_API_KEY": "",
+            "PREFECT_CLIENT_CUSTOM_HEADERS": "{}",
+            "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",
+        } | without_proxy(inherited)
 
 
 def without_proxy(inherited: Mapping[str, str]) -> dict[str, str]:

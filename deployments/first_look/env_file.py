@@ -20,6 +20,8 @@ from flows.shut_server import ShutServer, new_password
 from .errors import CannotStart
 
 URL, PASSWORD = "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"
+#: Both as JSON.
+_GROUP = "PREFECT_API"
 #: The beginning of the comment that marks our address; the address follows it.
 _MARK = "# `make serve` runs a Prefect server, and keeps its address and its password here: "
 #: An assignment: everything up to the end of the name; a value without spaces, or none; the rest of the line.
@@ -44,6 +46,9 @@ class EnvFile:
 
     def api_of_somebody(self) -> str:
         """The API that a person has set there; empty if there is none, or if it is ours."""
+        if _GROUP in self._values():
+            # Prefect would take it before our lines, and send our password there.
+            raise CannotStart(f"{self.path}: write {URL} and {PASSWORD} there instead of {_GROUP}")
         url = self._value(URL)
         return "" if url in self._ours() else url
 

@@ -151,6 +151,28 @@ def test_a_name_that_is_set_later_takes_along_what_people_have_made(
     assert set(our_deployment_ids(api)) == {there(name).id for name in (*NAMES, *map(named, NAMES))}
 
 
+def test_no_slot_of_a_persons_schedule_is_lost_or_doubled_when_a_name_is_set(
+    api: SyncPrefectClient, database: str, settings: Any
+) -> None:
+    ids = registered(api)
+    every_second = IntervalSchedule(interval=timedelta(seconds=1), anchor_date=datetime(2024, 1, 1, tzinfo=UTC))
+    add_schedule(api, JOBS, every_second)
+    began = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
+    make_due(api, ids[JOBS], began)
+
+    settings.CONTAINER_MANAGER = {"NAME": "staging"}
+    named_ids = registered(api)
+
+    record = Installation.load().registration.deployments[str(ids[JOBS])]
+    assert record.replaced_at is not None
+    old = [run.expected_start_time for run in runs_of(ids[JOBS]) if run.expected_start_time <= record.replaced_at]
+    new = [run.expected_start_time for run in runs_of(named_ids[named(JOBS)])]
+    until = record.replaced_at + timedelta(seconds=5)
+    slots = sorted(slot for slot in (*old, *new) if began <= slot <= until)
+    count = int((until - began).total_seconds()) + 1
+    assert slots == [began + timedelta(seconds=second) for second in range(count)]
+
+
 def test_a_name_that_is_taken_away_again_brings_back_the_old_ones_as_people_have_made_the_new_ones(
     api: SyncPrefectClient, database: str, settings: Any
 ) -> None:

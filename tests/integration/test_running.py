@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelling, Scheduled
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Scheduled
 
 from container_manager.models import ContainerJob, DockerHost, Status
 from container_manager.queue import QueueManager
@@ -124,6 +124,19 @@ def unguarded_run(client: SyncPrefectClient) -> Iterator[tuple[FlowRunner, UUID]
         yield runner, run.id
     finally:
         runner.kill()
+
+
+@pytest.mark.parametrize("ended", [Completed(), Failed(), Crashed(), Cancelled()], ids=lambda state: state.name)
+def test_a_run_that_has_ended_since_it_was_listed_is_not_run_again(prefect_api: str, ended: State) -> None:
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(unguarded, state=Scheduled())
+        runner = FlowRunner(1, child_environment(), lambda run: f"{unguarded.fn.__module__}:{unguarded.fn.__name__}")
+        runner.offer([client.read_flow_run(run.id)])
+        client.set_flow_run_state(run.id, ended, force=True)
+
+        runner.go_on(client)
+
+        assert (runner.is_busy, state_of(run.id).type) == (False, ended.type)
 
 
 def has_ended(runner: FlowRunner, client: SyncPrefectClient) -> bool:

@@ -58,6 +58,15 @@ INHERITED = {
     },
 }  # fmt: skip
 IN_FILE = "PREFECT_API_AUTH_STRING=mine\nPREFECT_API_URL=http://mine/api\nPREFECT_SERVER_API_AUTH_STRING=mine\n"
+#: What Prefect would take before single variables.
+GROUPS_IN_FILE = """
+PREFECT_SERVER='{"api": {"auth_string": "weak", "cors_allowed_origins": "*", "csrf_protection_enabled": false}}'
+PREFECT_SERVER_API='{"auth_string": "weak", "cors_allowed_origins": "*", "host": "0.0.0.0"}'
+PREFECT_SERVER_UI='{"api_url": "http://mine/api"}'
+PREFECT_API='{"url": "http://mine/api", "auth_string": "mine", "key": "mine"}'
+PREFECT_CLIENT='{"csrf_support_enabled": false}'
+"""
+in_both_files = pytest.mark.parametrize("written", [IN_FILE, GROUPS_IN_FILE], ids=["single", "groups"])
 
 
 def read(environment: dict[str, str], folder: Path) -> dict[str, Any]:
@@ -73,16 +82,18 @@ def inherited(changes: dict[str, str], home: Path) -> dict[str, str]:
     return kept | {"PREFECT_HOME": str(home)} | changes
 
 
+@in_both_files
 @pytest.mark.parametrize("changes", INHERITED.values(), ids=INHERITED)
-def test_the_server_is_shut_whatever_is_set(tmp_path: Path, changes: dict[str, str]) -> None:
-    (tmp_path / ".env").write_text(IN_FILE)
+def test_the_server_is_shut_whatever_is_set(tmp_path: Path, changes: dict[str, str], written: str) -> None:
+    (tmp_path / ".env").write_text(written)
 
     assert read(SERVER.environment(inherited(changes, tmp_path)), tmp_path) == SHUT
 
 
+@in_both_files
 @pytest.mark.parametrize("changes", INHERITED.values(), ids=INHERITED)
-def test_who_asks_it_has_its_password_and_no_other(tmp_path: Path, changes: dict[str, str]) -> None:
-    (tmp_path / ".env").write_text(IN_FILE)
+def test_who_asks_it_has_its_password_and_no_other(tmp_path: Path, changes: dict[str, str], written: str) -> None:
+    (tmp_path / ".env").write_text(written)
     found = read(SERVER.client_environment(inherited(changes, tmp_path)), tmp_path)
 
     assert {name: found[name] for name in CLIENT} == CLIENT
