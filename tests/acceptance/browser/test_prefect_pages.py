@@ -194,11 +194,11 @@ def test_a_nightly_container_is_scheduled_by_the_form_with_a_spec_of_its_own(
 
 
 def run_at(api: SyncPrefectClient, deployment_id: UUID, slot: datetime) -> UUID | None:
-    """The run of this slot, once it has begun. A pass may be due at the same time."""
+    """The run of this slot, once it has ended. A pass may be due at the same time."""
     of_slot = [
         run for run in api.read_flow_runs() if (run.deployment_id, run.expected_start_time) == (deployment_id, slot)
     ]
-    return next((run.id for run in of_slot if run.start_time), None)
+    return next((run.id for run in of_slot if run.end_time), None)
 
 
 def test_runs_have_names_for_people_and_idle_passes_are_told_apart(
