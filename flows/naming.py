@@ -5,6 +5,8 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
+from .form_values import plain
+
 _GROUPS = {"pending": "jobs that wait", "running": "jobs alive", "failed": "jobs that failed"}
 
 
@@ -23,7 +25,7 @@ def jobs_name() -> str:
 
 def job_run_name() -> str:
     """`nightly-report, 2024-05-17 14:03:11`: of `run-container-job`, by its job's name or image."""
-    spec = (flow_run.parameters or {}).get("spec")
+    spec = plain((flow_run.parameters or {}).get("spec"))
     # Whatever it is: what is wrong with it is told when the run has begun.
     fields = spec if isinstance(spec, dict) else getattr(spec, "__dict__", {})
     return f"{fields.get('name') or fields.get('image') or 'container'}, {_now()}"

@@ -35,6 +35,7 @@ from container_manager.waiting import (
 from .api import without_patience
 from .cancelled_runs import CancelledRuns
 from .exposure import why_open
+from .form_values import plain
 from .identity import why_not_ours
 from .links import job_url
 from .naming import job_run_name
@@ -111,7 +112,7 @@ def _run_to_state(spec: RunSpec | dict[str, Any]) -> "State[JobResult]":
             raise JobRefused(why)  # noqa: TRY301 (it ends as every other that is refused)
         if run.is_deployed and (why := why_open(get_settings())):
             raise JobRefused(why)  # noqa: TRY301 (it ends as every other that is refused)
-        result = _run(spec, run, is_own_run=True)
+        result = _run(plain(spec), run, is_own_run=True)
     except JobCancelled as e:
         return Cancelled(message=_message(e.result), data=e)
     except JobFailed as e:

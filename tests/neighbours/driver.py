@@ -146,6 +146,7 @@ def _sites(place: Place) -> list[Neighbour]:
 def _set_up(place: Place) -> None:
     """What people have changed by hand, and nobody may set back."""
     for home in place.homes:
+        people.set_limit(place, home, people.HIGH)
         # One that happens to be due would purge what only a purge by hand is to.
         people.switch(place, home, active=False, flow="purge", name="daily")
         people.schedule_report(place, home)

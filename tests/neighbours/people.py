@@ -24,6 +24,8 @@ from .place import OLD, Home, Person, Place, pause, waited
 BACKLOG = 9
 #: seconds; for a process that starts, a flow run that ends, on a machine that has other things to do.
 PATIENCE = 180.0
+#: The limits of `container-job` that are set by turns.
+LOW, HIGH = 1, 4
 #: How many errands are run in any case.
 ERRANDS = 3
 
@@ -182,11 +184,11 @@ def limiting(place: Place) -> Person:
         if place.is_over and number > 1:
             return
         low, high = place.homes if number % 2 == 0 else reversed(place.homes)
-        for home, limit in ((low, 1), (high, 4)):
+        for home, limit in ((low, LOW), (high, HIGH)):
             if home.limits[-1][1] != limit:
                 set_limit(place, home, limit)
         _queue_stubborn(high, number)
-        yield from waited(lambda high=high: _alive(high) > 1, PATIENCE)
+        yield from waited(lambda high=high: _alive(high) > LOW, PATIENCE)
         yield from pause(seconds)
 
 

@@ -182,19 +182,23 @@ def test_a_nightly_container_is_scheduled_by_the_form_with_a_spec_of_its_own(
     prefect_pages.schedule(cron, "Europe/Berlin", "busybox", "echo", "at night", name="nightly-report")
 
     keep("a schedule of a person's own")
-    (schedule,) = api.read_deployment_by_name("run-container-job/on-demand").schedules
+    deployment = api.read_deployment_by_name("run-container-job/on-demand")
+    (schedule,) = deployment.schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone) == (cron, "Europe/Berlin")
-    prefect_pages.open_run(wait_until(lambda: run_at(api, slot), 2 * PATIENCE_SECONDS))
+    prefect_pages.open_run(wait_until(lambda: run_at(api, deployment.id, slot), 2 * PATIENCE_SECONDS))
     expect(prefect_pages.log_line("at night")).to_be_visible()
     prefect_pages.expect_state("Completed")
-    api.delete_deployment_schedule(schedule.deployment_id, schedule.id)
+    api.delete_deployment_schedule(deployment.id, schedule.id)
     job = ContainerJob.objects.get(name="nightly-report")
     assert (job.image, job.command, job.status) == ("busybox", ["echo", "at night"], Status.COMPLETED)
 
 
-def run_at(api: SyncPrefectClient, slot: datetime) -> UUID | None:
-    """The run of this slot, once it has begun."""
-    return next((run.id for run in api.read_flow_runs() if run.expected_start_time == slot and run.start_time), None)
+def run_at(api: SyncPrefectClient, deployment_id: UUID, slot: datetime) -> UUID | None:
+    """The run of this slot, once it has ended. A pass may be due at the same time."""
+    of_slot = [
+        run for run in api.read_flow_runs() if (run.deployment_id, run.expected_start_time) == (deployment_id, slot)
+    ]
+    return next((run.id for run in of_slot if run.end_time), None)
 
 
 def test_runs_have_names_for_people_and_idle_passes_are_told_apart(
