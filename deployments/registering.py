@@ -20,7 +20,7 @@ from container_manager.conf import get_settings
 from container_manager.models import Installation
 from container_manager.types import ScheduleRecord
 from flows.api import detail_of, is_of_one
-from flows.identity import describe, is_ours, labels, owner
+from flows.identity import describe, is_foreign, is_ours, labels
 from flows.late_runs import SCHEDULE_SLUG
 
 from . import values
@@ -149,7 +149,7 @@ def _refuse_missing(client: SyncPrefectClient, pool: str) -> None:
 
 
 def _refuse_foreign(definition: Definition, deployment: DeploymentResponse | None) -> None:
-    if deployment is None or not owner(deployment.labels) or is_ours(deployment.labels):
+    if deployment is None or not is_foreign(deployment.labels):
         return
     raise CannotServe(
         f"{definition.full_name} on this Prefect server belongs to another installation, {describe(deployment.labels)}:"

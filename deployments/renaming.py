@@ -14,11 +14,12 @@ from prefect.client.schemas.responses import DeploymentResponse
 
 from container_manager.models import Installation
 from container_manager.types import DeploymentRecord
+from flows.api import server_time
 from flows.identity import our_deployments
 from flows.late_runs import SCHEDULE_SLUG
 
 from .definitions import Definition
-from .slots import hand_over_slots, server_time
+from .slots import hand_over_slots
 
 
 def find_earlier(

@@ -5,9 +5,8 @@ from that moment. A slot in between would be lost.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 
-from flows.api import PAGE, is_of_one
+from flows.api import PAGE, is_of_one, server_time
 
 
 @contextmanager
@@ -87,10 +86,3 @@ def _delete_twins(client: SyncPrefectClient, made: list[FlowRun], kept: list[Flo
 def _slot(run: FlowRun) -> tuple[Any, ...]:
     """The time of a run, and what identifies its schedule apart from the id."""
     return run.expected_start_time, run.created_by.display_value if run.created_by else None, run.parameters
-
-
-def server_time(response: httpx.Response) -> datetime:
-    """By the server's clock, to the second; by ours if the answer has no date."""
-    with suppress(KeyError, ValueError):
-        return parsedate_to_datetime(response.headers["date"])
-    return datetime.now(UTC)

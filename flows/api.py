@@ -7,9 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -189,6 +191,13 @@ def is_of_one(error: httpx.HTTPStatusError) -> bool:
 def _silence(seconds: float | None) -> str:
     how_long = "in time" if seconds is None else f"within {seconds:g} s"
     return f"the Prefect API at {PREFECT_API_URL.value()} does not answer {how_long}"
+
+
+def server_time(response: httpx.Response) -> datetime:
+    """By the server's clock, to the second; by ours if the answer has no date."""
+    with suppress(KeyError, ValueError):
+        return parsedate_to_datetime(response.headers["date"])
+    return datetime.now(UTC)
 
 
 def child_environment() -> dict[str, str]:

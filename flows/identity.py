@@ -51,6 +51,11 @@ def is_ours(labels: Mapping[str, Any]) -> bool:
     return owner(labels) == Installation.load().instance_id
 
 
+def is_foreign(labels: Mapping[str, Any]) -> bool:
+    """Whether they name another installation. Labels that name none may be ours."""
+    return bool(owner(labels)) and not is_ours(labels)
+
+
 def describe(labels: Mapping[str, Any]) -> str:
     """`1a2b3c4d`, or `1a2b3c4d (staging)`."""
     name = labels.get(NAME_LABEL)
@@ -87,7 +92,7 @@ def our_deployment_ids(client: SyncPrefectClient) -> list[UUID]:
     foreign = {
         deployment.id
         for deployment in _deployments_of_our_flows(client, recorded)
-        if owner(deployment.labels or {}) and not is_ours(deployment.labels or {})
+        if is_foreign(deployment.labels or {})
     }
     ours = {deployment.id for deployment in our_deployments(client)} | {UUID(pk) for pk in recorded}
     return sorted(ours - foreign)

@@ -4,9 +4,7 @@ from . import _django  # noqa: F401, I001 (sets Django up before anything else i
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import datetime, timedelta, UTC
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -21,8 +19,8 @@ from container_manager import shutdown
 from container_manager.exceptions import ShuttingDown
 from container_manager.types import FlowRunReport, ReportT
 
-from .api import FlowRunError, connected, detail_of, probe, translated
-from .identity import OtherInstallation, describe, is_ours, labels, owner
+from .api import FlowRunError, connected, detail_of, probe, server_time, translated
+from .identity import OtherInstallation, describe, is_foreign, labels
 
 #: seconds; a deployment that was polled longer ago has nobody who runs it.
 POLLED_SECONDS = 30
@@ -193,7 +191,7 @@ def _check_attended(client: SyncPrefectClient, name: str) -> None:
 
 
 def _refuse_foreign(deployment: DeploymentResponse, name: str) -> None:
-    if owner(deployment.labels) and not is_ours(deployment.labels):
+    if is_foreign(deployment.labels):
         raise OtherInstallation(
             f"deployment {name} belongs to installation {describe(deployment.labels)}, and the database here to "
             f"{describe(labels())}: correct DATABASE_URL or PREFECT_API_URL, name the right deployments in "
@@ -213,7 +211,4 @@ def _read_deployment(client: SyncPrefectClient, name: str) -> tuple[DeploymentRe
                 f"the Prefect server has no deployment {name}: serve it with `python -m deployments`"
             ) from e
         raise
-    now = datetime.now(UTC)
-    with suppress(KeyError, ValueError):
-        now = parsedate_to_datetime(response.headers["date"])
-    return DeploymentResponse.model_validate(response.json()), now
+    return DeploymentResponse.model_validate(response.json()), server_time(response)
