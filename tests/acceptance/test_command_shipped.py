@@ -18,7 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 import yaml
-from django.core.wsgi import get_wsgi_application
+from django.core.handlers.wsgi import WSGIHandler
 from dotenv import dotenv_values
 
 from container_manager.management.commands.process_container_jobs import Command
@@ -239,7 +239,8 @@ def test_the_sites_health_is_seen_under_whatever_name_people_see_it(
     site = yaml.safe_load(config(compose, tmp_path, **SECRETS, DJANGO_ALLOWED_HOSTS=hosts).stdout)["services"]["site"]
     settings.ALLOWED_HOSTS = site["environment"]["DJANGO_ALLOWED_HOSTS"].split(",")
 
-    with serving(get_wsgi_application()) as port:
+    # `get_wsgi_application` would set up logging anew, and take the handler off that shows lines in Prefect.
+    with serving(WSGIHandler()) as port:
         healthy = check_health(site, "8000", port)
         settings.ALLOWED_HOSTS = ["another.example"]
         refused = check_health(site, "8000", port)

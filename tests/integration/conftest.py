@@ -137,17 +137,19 @@ def api(database: str, prefect_api: PrefectServer) -> Iterator[SyncPrefectClient
     """A client of the real server. What is registered there ends with the test."""
     with get_client(sync_client=True) as client:
         yield client
-        delete_deployments(client)
+        delete_deployments_and_pools(client)
 
 
-def delete_deployments(client: SyncPrefectClient) -> None:
+def delete_deployments_and_pools(client: SyncPrefectClient) -> None:
     for deployment in client.read_deployments(limit=200):
         client.delete_deployment(deployment.id)
+    for pool in client.read_work_pools():
+        client.delete_work_pool(pool.name)
 
 
 @pytest.fixture
 def environment(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Of a process of the site's own. The deployments that it makes end with the test."""
+    """Of a process of the site's own. The deployments and pools that it makes end with the test."""
     yield (
         os.environ
         | prefect_api.client
@@ -159,7 +161,7 @@ def environment(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[dict[str
         }
     )
     with get_client(sync_client=True) as client:
-        delete_deployments(client)
+        delete_deployments_and_pools(client)
 
 
 @pytest.fixture

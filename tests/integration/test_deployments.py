@@ -144,7 +144,8 @@ def test_a_worker_elsewhere_runs_what_was_deployed_and_of_what_was_missed_only_t
 def test_on_a_pool_made_with_the_template_no_job_variable_counts(
     docker_host: DockerHost, run: Run, tmp_path: Path
 ) -> None:
-    run("prefect", "work-pool", "create", *POOL, "--base-job-template", "deployments/base-job-template.json")
+    template = ("--base-job-template", "deployments/base-job-template.json")
+    created = run("prefect", "work-pool", "create", *POOL, *template)
     synced = run("deployments", "sync", "--pool", "container-manager", DATABASE_URL=database_url())
     marker = tmp_path / "attacked"
     variables = {"command": f"touch {marker}", "env": {"DATABASE_URL": ""}, "working_dir": "/proc"}
@@ -160,7 +161,7 @@ def test_on_a_pool_made_with_the_template_no_job_variable_counts(
 
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(flow_run.id).state
-    assert synced.returncode == 0, synced.stderr
+    assert (created.returncode, synced.returncode) == (0, 0), created.stderr + synced.stderr
     assert (state.name, marker.exists()) == ("Completed", False), worker.stdout + worker.stderr
 
 

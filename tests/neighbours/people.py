@@ -141,7 +141,7 @@ def _intrude(place: Place) -> Person:
     """Start a third installation without a name, which must be refused before it has touched anything."""
     third = place.third.serve()
     yield from waited(lambda: third.code is not None, PATIENCE)
-    if third.code != 1 or "CONTAINER_MANAGER = {'NAME'" not in third.last_words:
+    if third.code != 1 or "CONTAINER_MANAGER['NAME']" not in third.last_words:
         place.violations.append(f"refusal: the third installation ended with {third.code}: {third.last_words}")
         third.kill()
     place.landscape.look("the third installation was started")
