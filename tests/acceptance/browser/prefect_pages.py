@@ -120,6 +120,8 @@ class PrefectPages:
         """The run's page; a click on what is on both pages would keep one on the list if it came before."""
         self.listed(text).get_by_role("link").last.click()
         expect(self.page).to_have_url(re.compile("/runs/flow-run/"))
+        # The address changes before the page does; the list has no such tab.
+        expect(self.main.get_by_role("tab", name="Subflow Runs")).to_be_visible()
 
     def expect_state(self, name: str) -> None:
         """Of the run whose page is shown; it looks again every few seconds."""
