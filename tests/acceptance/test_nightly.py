@@ -28,7 +28,7 @@ from .conftest import Running, Site
 
 NAME = "run-container-job/on-demand"
 ZONE = ZoneInfo("Europe/Berlin")
-RESTARTS = 10
+RESTARTS = 4
 #: seconds; for how long a run is waited for that must not come.
 QUIET_SECONDS = 8
 #: seconds; for a run that must come, on a machine that has other things to do.
