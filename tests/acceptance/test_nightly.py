@@ -138,7 +138,7 @@ def sleep_until(moment: datetime) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_nightly_container_survives_ten_restarts_and_runs_once_and_late_after_a_downtime(
+def test_a_nightly_container_survives_restarts_and_runs_once_and_late_after_a_downtime(
     nightly_site: Site, api: SyncPrefectClient
 ) -> None:
     served = serve(nightly_site)
