@@ -28,7 +28,7 @@ from .conftest import Running, Site
 
 NAME = "run-container-job/on-demand"
 ZONE = ZoneInfo("Europe/Berlin")
-RESTARTS = 4
+RESTARTS = 10
 #: seconds; for how long a run is waited for that must not come.
 QUIET_SECONDS = 8
 #: seconds; for a run that must come, on a machine that has other things to do.
@@ -138,7 +138,7 @@ def sleep_until(moment: datetime) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_nightly_container_survives_restarts_and_runs_once_and_late_after_a_downtime(
+def test_a_nightly_container_survives_ten_restarts_and_runs_once_and_late_after_a_downtime(
     nightly_site: Site, api: SyncPrefectClient
 ) -> None:
     served = serve(nightly_site)

@@ -136,9 +136,12 @@ def test_a_denied_network_is_refused_whatever_it_is_called(
 ) -> None:
     name = f"cm-tests-{instance}"
     of = machine.add(name)
+    # Else one digit would name the host's own network, too, which is refused in other words.
+    while of[0] == machine.id_of("host")[0]:
+        machine.drop(of)
+        of = machine.add(name)
 
-    # One digit may be the first one of the host's own network, too.
-    with pytest.raises(RequestRefused, match=f"({name}|the host's own), which no job may join"):
+    with pytest.raises(RequestRefused, match=f"{name}, which no job may join"):
         create(machine, instance, CALLED[called](name, of), "no-such-network", DENIED[denied](name, of))
 
     assert machine.client.list(instance) == []
